@@ -1,0 +1,13 @@
+/* The table of one CPU variant; compiled once a variant, like the kernels it lists. */
+#include "cpu/kernel.h"
+
+#define LM__STRING2(s) #s
+#define LM__STRING(s) LM__STRING2(s)
+
+extern const lm__backend_table LM_KERNEL(table);
+const lm__backend_table LM_KERNEL(table) = {.variant = LM__STRING(LM_VARIANT),
+#define ENTRY(op) .op = LM_KERNEL(op),
+                                            ENTRY(fill) ENTRY(arange) ENTRY(copy) ENTRY(unary)
+                                                ENTRY(binary) ENTRY(binary_scalar) ENTRY(axpy)
+#undef ENTRY
+};

@@ -1,0 +1,362 @@
+/* Lumuon: the public surface of the engine.
+ *
+ * This is the whole C API, and LuaJIT reads this very file (preprocessed with LM_FFI defined at
+ * build time), so it keeps to what ffi.cdef accepts: no macros in declarations but LM_API, no
+ * structs by value, no callbacks, no bit-fields, no 64-bit enums.
+ *
+ * Conventions
+ *  - A function that can fail returns int: LM_OK (0), or an LM_E... code with a message in
+ *    lm_last_error(). A failed call has written nothing, unless its comment says otherwise.
+ *  - Out-parameters come first. For `lm_tensor **out`: with *out == NULL the result is allocated
+ *    and *out is set; otherwise *out must have the right shape and device, and is written into.
+ *  - Sizes that Lua reads come back as double; dims are counted from 0 here and from 1 in Lua.
+ *  - Arithmetic is in f32, whatever the storage dtype.
+ */
+#ifndef LUMUON_H
+#define LUMUON_H
+
+#ifndef LM_FFI
+#include <stddef.h>
+#include <stdint.h>
+#define LM_API __attribute__((visibility("default")))
+#else
+#define LM_API
+#endif
+
+enum { LM_ABI_VERSION = 1, LM_MAX_DIMS = 8 };
+
+/* ---- errors ------------------------------------------------------------------------------ */
+
+enum lm_status {
+  LM_OK = 0,
+  LM_EINVAL = 1,      /* an argument or option out of range */
+  LM_ESHAPE = 2,      /* shapes that do not fit */
+  LM_EDTYPE = 3,      /* a dtype the op does not take */
+  LM_EDEVICE = 4,     /* tensors on different devices, or a device that is not there */
+  LM_EINDEX = 5,      /* an index outside its tensor */
+  LM_ENOMEM = 6,      /* no memory: asked, live and limit are in the message */
+  LM_EIO = 7,         /* the operating system refused a file operation */
+  LM_EFORMAT = 8,     /* a file that is not what it claims to be */
+  LM_ENONFINITE = 9,  /* a NaN or Inf where none may be */
+  LM_EINTERRUPT = 10, /* lm_interrupt() was called (Ctrl-C) */
+  LM_ENOTSUP = 11     /* this build or device cannot do it */
+};
+
+LM_API int lm_abi_version(void);
+LM_API const char *lm_version(void);
+/* Message of this thread's last failed call; valid until its next call that fails. */
+LM_API const char *lm_last_error(void);
+/* "LM_ESHAPE" for LM_ESHAPE; "unknown" for what is no code. */
+LM_API const char *lm_status_name(int status);
+
+/* Ask running and coming engine calls to end with LM_EINTERRUPT. Async-signal-safe. */
+LM_API void lm_interrupt(void);
+LM_API void lm_interrupt_clear(void);
+LM_API int lm_interrupted(void);
+
+/* ---- what this machine is ------------------------------------------------------------------ */
+
+/* CPU kernels in use: "avx512", "avx2" or "base". */
+LM_API const char *lm_cpu_variant(void);
+/* Choose the kernels by name (for tests and comparisons); refused if the CPU lacks them. */
+LM_API int lm_set_cpu_variant(const char *name);
+/* Comma-separated features of this CPU that matter here: "avx2,avx512f,avx512_bf16,amx_bf16". */
+LM_API const char *lm_cpu_features(void);
+/* 1 where products in bf16 are faster than in f32 (AVX-512 BF16 or AMX). */
+LM_API int lm_cpu_fast_bf16(void);
+/* Name and version of each library in use, a line each: "oneDNN 2.6.3 (avx512_core_bf16)". */
+LM_API const char *lm_libraries(void);
+LM_API int lm_threads(void);
+/* Threads for the engine's loops and for oneDNN, 1 to 1024. */
+LM_API int lm_set_threads(int n);
+
+/* ---- dtypes and devices --------------------------------------------------------------------- */
+
+enum lm_dtype {
+  LM_F32 = 0,
+  LM_BF16 = 1,
+  LM_F16 = 2,
+  LM_I32 = 3,
+  LM_U16 = 4,
+  LM_U8 = 5,
+  LM_DTYPES = 6
+};
+enum lm_device { LM_CPU = 0, LM_CUDA = 1, LM_DEVICES = 2 };
+
+LM_API const char *lm_dtype_name(int dtype);   /* "f32", ...; NULL for what is no dtype */
+LM_API int lm_dtype_size(int dtype);           /* bytes an element; 0 for what is no dtype */
+LM_API const char *lm_device_name(int device); /* "cpu", "cuda" */
+LM_API int lm_device_available(int device);    /* 1 if this build and machine have it */
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+/* Bytes in live tensors; their peak; bytes kept for reuse; blocks ever asked of the system. */
+LM_API double lm_memory_live(void);
+LM_API double lm_memory_peak(void);
+LM_API double lm_memory_cached(void);
+LM_API double lm_memory_system_allocs(void);
+LM_API void lm_memory_reset_peak(void);
+/* Give cached blocks back to the system. */
+LM_API void lm_memory_trim(void);
+/* Most bytes live tensors may take; default: the machine's memory, or its cgroup's. 0: default. */
+LM_API int lm_set_memory_limit(double bytes);
+LM_API double lm_memory_limit(void);
+
+/* ---- tensors ----------------------------------------------------------------------------------
+ */
+
+typedef struct lm_tensor lm_tensor; /* dtype, device, shape, strides, and a share in a storage */
+
+/* An uninitialised contiguous tensor. ndim 0 to LM_MAX_DIMS; sizes >= 0. */
+LM_API int lm_tensor_new(lm_tensor **out, int dtype, int device, int ndim, const int64_t *shape);
+/* A view of base's storage: strides and offset in elements, offset counted from base's first
+ * element, strides >= 0. Refused if any element would lie outside the storage. */
+LM_API int lm_tensor_view(lm_tensor **out, const lm_tensor *base, int ndim, const int64_t *shape,
+                          const int64_t *strides, int64_t offset);
+/* Drop a handle; the storage goes with its last one. NULL is fine. */
+LM_API void lm_tensor_free(lm_tensor *t);
+LM_API int lm_tensor_dtype(const lm_tensor *t);
+LM_API int lm_tensor_device(const lm_tensor *t);
+LM_API int lm_tensor_ndim(const lm_tensor *t);
+LM_API double lm_tensor_size(const lm_tensor *t, int dim);
+LM_API double lm_tensor_stride(const lm_tensor *t, int dim);
+LM_API double lm_tensor_offset(const lm_tensor *t); /* elements from the storage's start */
+LM_API double lm_tensor_numel(const lm_tensor *t);
+LM_API int lm_tensor_is_contiguous(const lm_tensor *t);
+/* First element; for reading and writing from Lua on the CPU, NULL elsewhere. */
+LM_API void *lm_tensor_data(const lm_tensor *t);
+/* 1 if both share a storage. */
+LM_API int lm_tensor_shares_storage(const lm_tensor *a, const lm_tensor *b);
+/* Element at index[0..ndim): any dtype as a double. */
+LM_API int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index);
+LM_API int lm_tensor_set(lm_tensor *t, const int64_t *index, double value);
+
+/* ---- filling and copying ------------------------------------------------------------------------
+ */
+
+/* Every element = value. Integer dtypes: value must be an integer in range. */
+LM_API int lm_fill(lm_tensor *t, double value);
+/* t[i] = start + i * step, 1-D. */
+LM_API int lm_arange(lm_tensor *t, double start, double step);
+/* Philox4x32-10 (Salmon et al. 2011): element i is number `position + i` of (seed, stream). */
+LM_API int lm_random_uniform(lm_tensor *t, double low, double high, uint64_t seed, uint64_t stream,
+                             uint64_t position);
+/* Box-Muller over the same stream. f32, bf16 or f16. */
+LM_API int lm_random_normal(lm_tensor *t, double mean, double std, uint64_t seed, uint64_t stream,
+                            uint64_t position);
+/* dst = src, cast to dst's dtype, src broadcast to dst's shape; any strides, any overlap but of
+ * partly shared elements. f32 to integers truncates and is refused for values out of range. */
+LM_API int lm_copy(lm_tensor *dst, const lm_tensor *src);
+
+/* ---- elementwise
+ * ---------------------------------------------------------------------------------- */
+
+enum lm_unary_op {
+  LM_NEG,
+  LM_ABS,
+  LM_SIGN,
+  LM_SQUARE,
+  LM_SQRT,
+  LM_RSQRT,
+  LM_RECIPROCAL,
+  LM_EXP,
+  LM_LOG,
+  LM_SIN,
+  LM_COS,
+  LM_TANH,
+  LM_SIGMOID,
+  LM_RELU,
+  LM_RELU2,
+  LM_FLOOR,
+  LM_CEIL,
+  LM_ROUND,
+  LM_ISFINITE,
+  LM_UNARY_OPS
+};
+enum lm_binary_op {
+  LM_ADD,
+  LM_SUB,
+  LM_MUL,
+  LM_DIV,
+  LM_POW,
+  LM_MAXIMUM,
+  LM_MINIMUM,
+  LM_EQ,
+  LM_NE,
+  LM_LT,
+  LM_LE,
+  LM_GT,
+  LM_GE,
+  LM_TANH_GRAD,    /* a: output, b: gradient -> b (1 - a^2) */
+  LM_SIGMOID_GRAD, /* a: output, b: gradient -> b a (1 - a) */
+  LM_RELU_GRAD,    /* a: input, b: gradient -> b [a > 0] */
+  LM_RELU2_GRAD,   /* a: input, b: gradient -> 2 b max(a, 0) */
+  LM_BINARY_OPS
+};
+/* out = op(a). Allocated out has a's dtype (f32 for integers). out may be a. */
+LM_API int lm_unary(lm_tensor **out, int op, const lm_tensor *a);
+/* out = a op b, broadcast (numpy's rules). Allocated out: the wider float of both, f32 if none is
+ * a float, i32 for +, -, * of integers. Comparisons: u8. out may be a or b. */
+LM_API int lm_binary(lm_tensor **out, int op, const lm_tensor *a, const lm_tensor *b);
+/* out = a op value, or value op a if reversed. */
+LM_API int lm_binary_scalar(lm_tensor **out, int op, const lm_tensor *a, double value,
+                            int reversed);
+/* y += alpha * x, x broadcast to y's shape. */
+LM_API int lm_axpy(lm_tensor *y, double alpha, const lm_tensor *x);
+
+/* ---- reductions
+ * ------------------------------------------------------------------------------------- */
+
+enum lm_reduce_op { LM_SUM, LM_MEAN, LM_MAX, LM_MIN, LM_PROD, LM_NORM, LM_REDUCE_OPS };
+/* out = op over the dims whose bit is set in dims (bit d for dim d); keepdim keeps them as 1.
+ * Sums in f32 over short runs, f64 across them. Result f32 (a's dtype for floats). Fixed order:
+ * the same bits whatever the threads. LM_NORM: sqrt of the sum of squares. */
+LM_API int lm_reduce(lm_tensor **out, int op, const lm_tensor *a, uint32_t dims, int keepdim);
+/* out (i32) = index of the largest (LM_MAX) or smallest (LM_MIN) along dim, first of equals. */
+LM_API int lm_arg_reduce(lm_tensor **out, int op, const lm_tensor *a, int dim, int keepdim);
+/* How many elements are NaN or Inf. */
+LM_API int lm_count_nonfinite(double *out, const lm_tensor *a);
+
+/* ---- linear algebra
+ * ----------------------------------------------------------------------------------- */
+
+/* out = alpha * a @ b + beta * out. a (..., M, K), b (..., K, N), out (..., M, N); leading dims
+ * equal, or b has none. Any strides. Both f32, both bf16, or mixed (cast to f32); f32 accumulation.
+ * Allocated out: f32 if either is f32, else bf16. beta != 0 needs *out given. */
+LM_API int lm_matmul(lm_tensor **out, const lm_tensor *a, const lm_tensor *b, double alpha,
+                     double beta);
+/* Singular values in descending order: a (..., M, N) -> out (..., min(M,N)) f32. One-sided Jacobi
+ * (Hestenes 1958) in f64. For looking at updates, not for inner loops. */
+LM_API int lm_singular_values(lm_tensor **out, const lm_tensor *a);
+
+/* ---- what a GPT needs
+ * ---------------------------------------------------------------------------------- */
+
+/* out (..., C) = table[idx]; table (V, C), idx i32 (...). An index outside 0..V-1 is LM_EINDEX. */
+LM_API int lm_embedding(lm_tensor **out, const lm_tensor *table, const lm_tensor *idx);
+/* grad_table[idx] += grad_out, in index order: the same bits whatever the threads. */
+LM_API int lm_embedding_backward(lm_tensor *grad_table, const lm_tensor *grad_out,
+                                 const lm_tensor *idx);
+
+/* out = scale * x / sqrt(mean(x^2) + eps) over the last dim (Zhang & Sennrich 2019). eps < 0: the
+ * dtype's machine epsilon. */
+LM_API int lm_rms_norm(lm_tensor **out, const lm_tensor *x, double eps, double scale);
+LM_API int lm_rms_norm_backward(lm_tensor **grad_x, const lm_tensor *grad_out, const lm_tensor *x,
+                                double eps, double scale);
+
+/* Rotary embedding, half-split (Su et al. 2021): x (B, T, H, D), cos and sin f32 (>= T, D/2).
+ * y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos; inverse: the transposed rotation (its backward). */
+LM_API int lm_rotary(lm_tensor **out, const lm_tensor *x, const lm_tensor *cos_table,
+                     const lm_tensor *sin_table, int inverse);
+
+/* Causal attention with an online softmax (Dao et al. 2022): q (B, T, H, D), k and v
+ * (B, T, Hkv, D) with H a multiple of Hkv; out like q; lse f32 (B, H, T). window: a token sees
+ * itself and `window` before it; < 0: all. Never stores a T x T matrix. */
+LM_API int lm_attention(lm_tensor **out, lm_tensor **lse, const lm_tensor *q, const lm_tensor *k,
+                        const lm_tensor *v, double scale, int window);
+LM_API int lm_attention_backward(lm_tensor **grad_q, lm_tensor **grad_k, lm_tensor **grad_v,
+                                 const lm_tensor *grad_out, const lm_tensor *q, const lm_tensor *k,
+                                 const lm_tensor *v, const lm_tensor *out, const lm_tensor *lse,
+                                 double scale, int window);
+
+/* Mean cross-entropy of softcap * tanh(logits / softcap) (softcap <= 0: of the logits) against
+ * targets i32, over targets that are not -1. logits (N, Vpad): only the first vocab_size columns
+ * count. loss: f32, no dims; lse: f32 (N). A target outside -1..vocab_size-1 is LM_EINDEX. No valid
+ * target: loss is NaN, as in PyTorch. */
+LM_API int lm_cross_entropy(lm_tensor **loss, lm_tensor **lse, const lm_tensor *logits,
+                            const lm_tensor *targets, int vocab_size, double softcap);
+/* grad_logits = grad_loss * d loss / d logits; may be the logits themselves (written in place);
+ * padding columns get 0. grad_loss: f32, no dims or one element. */
+LM_API int lm_cross_entropy_backward(lm_tensor **grad_logits, const lm_tensor *grad_loss,
+                                     const lm_tensor *logits, const lm_tensor *targets,
+                                     const lm_tensor *lse, int vocab_size, double softcap);
+/* Softmax over the last dim. */
+LM_API int lm_softmax(lm_tensor **out, const lm_tensor *a);
+
+/* out = a*x + b*y for one-element tensors a and b: the residual mix of nanochat's GPT. */
+LM_API int lm_scaled_add(lm_tensor **out, const lm_tensor *a, const lm_tensor *x,
+                         const lm_tensor *b, const lm_tensor *y);
+/* grad_a += sum(grad_out*x), grad_b += sum(grad_out*y); grad_x = a*grad_out; grad_y += b*grad_out.
+ */
+LM_API int lm_scaled_add_backward(lm_tensor *grad_a, lm_tensor **grad_x, lm_tensor *grad_b,
+                                  lm_tensor *grad_y, const lm_tensor *grad_out, const lm_tensor *a,
+                                  const lm_tensor *x, const lm_tensor *b, const lm_tensor *y);
+/* out = x + scale * sigmoid(gate) * y; x, y (..., H, D), gate (..., H). */
+LM_API int lm_gated_add(lm_tensor **out, const lm_tensor *x, const lm_tensor *gate,
+                        const lm_tensor *y, double scale);
+/* grad_gate and grad_y; grad_x is grad_out itself. */
+LM_API int lm_gated_add_backward(lm_tensor **grad_gate, lm_tensor **grad_y,
+                                 const lm_tensor *grad_out, const lm_tensor *gate,
+                                 const lm_tensor *y, double scale);
+
+/* ---- the optimizers
+ * ---------------------------------------------------------------------------------------- */
+
+typedef struct lm_adamw_args {
+  double lr;           /* >= 0 */
+  double beta1, beta2; /* [0, 1) */
+  double eps;          /* > 0 */
+  double weight_decay; /* >= 0 */
+  double step;         /* counts from 1 */
+} lm_adamw_args;
+
+/* AdamW, decoupled decay (Loshchilov & Hutter 2019), fused: one pass, in place, for n tensors.
+ * param[i], grad[i], exp_avg[i], exp_avg_sq[i]: same shape, f32 or bf16, contiguous. The caller has
+ * checked the gradients (lm_count_nonfinite). */
+LM_API int lm_adamw_step(int n, lm_tensor *const *param, const lm_tensor *const *grad,
+                         lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
+                         const lm_adamw_args *args);
+
+enum { LM_MAX_NS_STEPS = 16 };
+enum lm_precision { LM_PRECISION_F32 = 0, LM_PRECISION_BF16 = 1 };
+
+typedef struct lm_polar_args {
+  int ns_steps;            /* 0 to LM_MAX_NS_STEPS: rows of coefficients in use */
+  int precision;           /* enum lm_precision */
+  double norm_scale;       /* s of X = U / (|U|_F s + 1e-6) */
+  double coefficients[48]; /* (a, b, c) of each step */
+} lm_polar_args;
+
+/* Polar Express (Amsel et al. 2025): the polar factor of each matrix by a composition of odd
+ * quintics. in (K, rows, cols) f32 -> out f32, same shape; in may be out. */
+LM_API int lm_polar_express(lm_tensor **out, const lm_tensor *in, const lm_polar_args *args);
+
+typedef struct lm_muon_args {
+  double lr;              /* >= 0, before the shape factor sqrt(max(1, rows/cols)) */
+  double momentum, beta2; /* [0, 1) */
+  double weight_decay;    /* >= 0, cautious */
+  int nesterov;           /* U = G + momentum (M - G), else U = M */
+  int row_equilibrate;    /* head */
+  int renormalize;        /* head */
+  lm_polar_args polar;
+} lm_muon_args;
+
+/* Muon with NorMuon variance reduction and cautious decay (Jordan 2024; Li et al. 2025; nanochat).
+ * param, grad, momentum_buffer: f32 (K, rows, cols) contiguous, updated in place (grad is only
+ * read); second_momentum: f32 (K, rows, 1) if rows >= cols, else (K, 1, cols). The caller has
+ * checked the gradients (lm_count_nonfinite). */
+LM_API int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
+                        lm_tensor *second_momentum, const lm_muon_args *args);
+
+/* ---- safetensors
+ * ---------------------------------------------------------------------------------------------- */
+
+typedef struct lm_safetensors lm_safetensors;
+
+/* Map a file and check all of its header (docs in engine/io/safetensors.c). */
+LM_API int lm_safetensors_open(lm_safetensors **out, const char *path);
+LM_API void lm_safetensors_close(lm_safetensors *file);
+LM_API int lm_safetensors_count(const lm_safetensors *file);
+LM_API const char *lm_safetensors_name(const lm_safetensors *file, int i);
+/* A tensor of its own with the bytes of entry i. */
+LM_API int lm_safetensors_read(lm_tensor **out, const lm_safetensors *file, int i);
+LM_API int lm_safetensors_meta_count(const lm_safetensors *file);
+LM_API const char *lm_safetensors_meta_key(const lm_safetensors *file, int i);
+LM_API const char *lm_safetensors_meta_value(const lm_safetensors *file, int i);
+/* Write n tensors (contiguous) and m pairs of metadata: to a temporary file beside path, flushed to
+ * disk, then renamed over it, so that path is always a whole file, the old one or the new one. */
+LM_API int lm_safetensors_save(const char *path, int n, const char *const *names,
+                               const lm_tensor *const *tensors, int m, const char *const *keys,
+                               const char *const *values);
+
+#endif

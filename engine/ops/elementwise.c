@@ -1,0 +1,150 @@
+/* Entry points of unary, binary and fused elementwise ops: shapes, dtypes, broadcasting. */
+#include "backend/backend.h"
+#include "core/error.h"
+
+static const char *const unary_names[LM_UNARY_OPS] = {
+    [LM_NEG] = "neg",
+    [LM_ABS] = "abs",
+    [LM_SIGN] = "sign",
+    [LM_SQUARE] = "square",
+    [LM_SQRT] = "sqrt",
+    [LM_RSQRT] = "rsqrt",
+    [LM_RECIPROCAL] = "reciprocal",
+    [LM_EXP] = "exp",
+    [LM_LOG] = "log",
+    [LM_SIN] = "sin",
+    [LM_COS] = "cos",
+    [LM_TANH] = "tanh",
+    [LM_SIGMOID] = "sigmoid",
+    [LM_RELU] = "relu",
+    [LM_RELU2] = "relu2",
+    [LM_FLOOR] = "floor",
+    [LM_CEIL] = "ceil",
+    [LM_ROUND] = "round",
+    [LM_ISFINITE] = "isfinite",
+};
+static const char *const binary_names[LM_BINARY_OPS] = {
+    [LM_ADD] = "add",
+    [LM_SUB] = "sub",
+    [LM_MUL] = "mul",
+    [LM_DIV] = "div",
+    [LM_POW] = "pow",
+    [LM_MAXIMUM] = "maximum",
+    [LM_MINIMUM] = "minimum",
+    [LM_EQ] = "eq",
+    [LM_NE] = "ne",
+    [LM_LT] = "lt",
+    [LM_LE] = "le",
+    [LM_GT] = "gt",
+    [LM_GE] = "ge",
+    [LM_TANH_GRAD] = "tanh_grad",
+    [LM_SIGMOID_GRAD] = "sigmoid_grad",
+    [LM_RELU_GRAD] = "relu_grad",
+    [LM_RELU2_GRAD] = "relu2_grad",
+};
+
+int lm_unary(lm_tensor **out, int op, const lm_tensor *a) {
+  const lm__backend_table *backend;
+  bool fresh = false;
+  if (op < 0 || op >= LM_UNARY_OPS) return lm__fail(LM_EINVAL, "unary: %d is no op", op);
+  LM__TRY(lm__begin(unary_names[op], 1, a));
+  LM__OP(backend, unary, a->device);
+  const int dtype = op == LM_ISFINITE ? LM_U8 : lm__is_float(a->dtype) ? a->dtype : LM_F32;
+  LM__TRY(lm__prepare_out(unary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, a->ndim,
+                          a->shape));
+  return lm__finish(out, fresh, backend->unary(*out, op, a));
+}
+
+/* The dtype of a op b: see lumuon.h. */
+static int binary_dtype(int op, int a, int b) {
+  if (op >= LM_EQ && op <= LM_GE) return LM_U8;
+  if (lm__is_float(a) && lm__is_float(b)) return a == b ? a : LM_F32;
+  if (lm__is_float(a)) return a;
+  if (lm__is_float(b)) return b;
+  return op == LM_DIV || op == LM_POW ? LM_F32 : LM_I32;
+}
+
+int lm_binary(lm_tensor **out, int op, const lm_tensor *a, const lm_tensor *b) {
+  const lm__backend_table *backend;
+  int64_t shape[LM_MAX_DIMS];
+  bool fresh = false;
+  if (op < 0 || op >= LM_BINARY_OPS) return lm__fail(LM_EINVAL, "binary: %d is no op", op);
+  LM__TRY(lm__begin(binary_names[op], 2, a, b));
+  LM__OP(backend, binary, a->device);
+  const int ndim = a->ndim > b->ndim ? a->ndim : b->ndim;
+  for (int d = 0; d < ndim; d++) {
+    const int da = d - (ndim - a->ndim), db = d - (ndim - b->ndim);
+    const int64_t sa = da < 0 ? 1 : a->shape[da], sb = db < 0 ? 1 : b->shape[db];
+    if (sa != sb && sa != 1 && sb != 1)
+      return lm__fail(LM_ESHAPE, "%s: shapes %s and %s do not broadcast (dim %d: %lld and %lld)",
+                      binary_names[op], lm__shape_string(a->ndim, a->shape),
+                      lm__shape_string(b->ndim, b->shape), d + 1, (long long)sa, (long long)sb);
+    shape[d] = sa == 1 ? sb : sa;
+  }
+  LM__TRY(lm__prepare_out(binary_names[op], out, &fresh,
+                          LM__ANY_BUT(binary_dtype(op, a->dtype, b->dtype)), a->device, ndim,
+                          shape));
+  return lm__finish(out, fresh, backend->binary(*out, op, a, b));
+}
+
+int lm_binary_scalar(lm_tensor **out, int op, const lm_tensor *a, double value, int reversed) {
+  const lm__backend_table *backend;
+  bool fresh = false;
+  if (op < 0 || op >= LM_BINARY_OPS) return lm__fail(LM_EINVAL, "binary: %d is no op", op);
+  LM__TRY(lm__begin(binary_names[op], 1, a));
+  LM__OP(backend, binary_scalar, a->device);
+  const int whole = value == (double)(int32_t)value;
+  const int dtype = binary_dtype(op, a->dtype,
+                                 whole                    ? LM_I32
+                                 : lm__is_float(a->dtype) ? a->dtype
+                                                          : LM_F32);
+  LM__TRY(lm__prepare_out(binary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, a->ndim,
+                          a->shape));
+  return lm__finish(out, fresh, backend->binary_scalar(*out, op, a, (float)value, reversed));
+}
+
+/* src has dst's shape or broadcasts to it. */
+static int broadcasts_to(const char *op, const lm_tensor *dst, const lm_tensor *src) {
+  bool fits = src->ndim <= dst->ndim;
+  for (int d = 0; d < src->ndim && fits; d++)
+    fits = src->shape[d] == 1 || src->shape[d] == dst->shape[d + dst->ndim - src->ndim];
+  if (fits) return LM_OK;
+  return lm__fail(LM_ESHAPE, "%s: shape %s does not broadcast to %s", op,
+                  lm__shape_string(src->ndim, src->shape), lm__shape_string(dst->ndim, dst->shape));
+}
+
+int lm_axpy(lm_tensor *y, double alpha, const lm_tensor *x) {
+  const lm__backend_table *backend;
+  LM__TRY(lm__begin("axpy", 2, y, x));
+  LM__OP(backend, axpy, y->device);
+  LM__TRY(broadcasts_to("axpy", y, x));
+  return backend->axpy(y, (float)alpha, x);
+}
+
+int lm_copy(lm_tensor *dst, const lm_tensor *src) {
+  const lm__backend_table *backend;
+  LM__TRY(lm__begin("copy", 2, dst, src));
+  LM__OP(backend, copy, dst->device);
+  LM__TRY(broadcasts_to("copy", dst, src));
+  return backend->copy(dst, src);
+}
+
+int lm_fill(lm_tensor *t, double value) {
+  static const double low[LM_DTYPES] = {[LM_I32] = -2147483648.0};
+  static const double high[LM_DTYPES] = {[LM_I32] = 2147483647.0, [LM_U16] = 65535, [LM_U8] = 255};
+  const lm__backend_table *backend;
+  LM__TRY(lm__begin("fill", 1, t));
+  LM__OP(backend, fill, t->device);
+  if (!lm__is_float(t->dtype) &&
+      !(value >= low[t->dtype] && value <= high[t->dtype] && value == (double)(int64_t)value))
+    return lm__fail(LM_EINVAL, "fill: %g does not fit %s", value, lm_dtype_name(t->dtype));
+  return backend->fill(t, value);
+}
+
+int lm_arange(lm_tensor *t, double start, double step) {
+  const lm__backend_table *backend;
+  LM__TRY(lm__begin("arange", 1, t));
+  LM__OP(backend, arange, t->device);
+  if (t->ndim != 1) return lm__fail(LM_ESHAPE, "arange: needs 1 dim, got %s", lm__describe(t));
+  return backend->arange(t, start, step);
+}
