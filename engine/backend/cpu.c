@@ -9,5 +9,6 @@ const lm__backend_table LM_KERNEL(table) = {.variant = LM__STRING(LM_VARIANT),
 #define ENTRY(op) .op = LM_KERNEL(op),
                                             ENTRY(fill) ENTRY(arange) ENTRY(copy) ENTRY(unary)
                                                 ENTRY(binary) ENTRY(binary_scalar) ENTRY(axpy)
+                                                    ENTRY(matmul)
 #undef ENTRY
 };
