@@ -5,10 +5,23 @@
 #define LM__STRING(s) LM__STRING2(s)
 
 extern const lm__backend_table LM_KERNEL(table);
-const lm__backend_table LM_KERNEL(table) = {.variant = LM__STRING(LM_VARIANT),
+/* clang-format off */
+const lm__backend_table LM_KERNEL(table) = {
+    .variant = LM__STRING(LM_VARIANT),
 #define ENTRY(op) .op = LM_KERNEL(op),
-                                            ENTRY(fill) ENTRY(arange) ENTRY(copy) ENTRY(unary)
-                                                ENTRY(binary) ENTRY(binary_scalar) ENTRY(axpy)
-                                                    ENTRY(matmul)
+    ENTRY(fill)
+    ENTRY(arange)
+    ENTRY(copy)
+    ENTRY(unary)
+    ENTRY(binary)
+    ENTRY(binary_scalar)
+    ENTRY(axpy)
+    ENTRY(reduce)
+    ENTRY(arg_reduce)
+    ENTRY(count_nonfinite)
+    ENTRY(random_uniform)
+    ENTRY(random_normal)
+    ENTRY(matmul)
 #undef ENTRY
 };
+/* clang-format on */

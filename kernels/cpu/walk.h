@@ -12,6 +12,7 @@
 enum { LM__OPERANDS = 3 };
 
 typedef struct lm__run {
+  int64_t at;                   /* linear (row-major) index of the run's first element */
   char *p[LM__OPERANDS];        /* first element of the run in each operand */
   int64_t stride[LM__OPERANDS]; /* in elements */
   int dtype[LM__OPERANDS];
@@ -37,7 +38,7 @@ static inline void lm__walk_range(int64_t begin, int64_t end, void *arg) {
   }
   const int inner = w->ndim - 1;
   for (int64_t at = begin; at < end;) {
-    lm__run run;
+    lm__run run = {.at = at};
     int64_t n = w->shape[inner] - index[inner];
     if (n > end - at) n = end - at;
     if (n > LM__CHUNK) n = LM__CHUNK;
