@@ -1,0 +1,258 @@
+--- The engine's namespace, and what every wrapper around it needs: errors at the caller's line,
+-- handles that free themselves, scopes. Users meet this module only through `lm`.
+local ffi = require "ffi"
+require "lumuon.cdef"
+
+local lib = { ffi = ffi }
+
+-- Where this module lies: "@lumuon:" inside the executable, else its folder. Frames whose source
+-- starts so are the library's own.
+local own_source = debug.getinfo(1, "S").source
+local own_prefix = own_source:match("^@lumuon:") or own_source:match("^(@.*/)lib%.lua$") or "@?"
+
+local function find_namespace()
+  if pcall(function() return ffi.C.lm_abi_version end) then return ffi.C end -- inside the executable
+  local root = own_source:match("^@(.*)/lua/lumuon/lib%.lua$")
+  local prefix = own_source:match("^@(.*)/share/lua/5%.1/lumuon/lib%.lua$")
+  local tried = {}
+  for _, path in ipairs {
+    os.getenv("LUMUON_LIBRARY") or "", prefix and prefix .. "/lib/liblumuon.so" or "",
+    root and root .. "/build/liblumuon.so" or "", "lumuon",
+  } do
+    if path ~= "" then
+      local ok, found = pcall(ffi.load, path)
+      if ok then return found end
+      tried[#tried + 1] = path
+    end
+  end
+  error("lumuon: cannot load the engine's library; tried " .. table.concat(tried, ", ")
+    .. " (build it with ./lumuon info, or name it in LUMUON_LIBRARY)", 0)
+end
+
+local C = find_namespace()
+lib.C = C
+if C.lm_abi_version() ~= C.LM_ABI_VERSION then
+  error(("lumuon: the Lua modules speak ABI %d, the library %d; build again"):format(
+    C.LM_ABI_VERSION, C.lm_abi_version()), 0)
+end
+
+-- ---- errors -------------------------------------------------------------------------------------
+
+--- "recipe.lua:12: " for the innermost frame outside the library, "" where there is none.
+local function where()
+  for level = 3, 200 do
+    local info = debug.getinfo(level, "Sl")
+    if not info then return "" end
+    if info.what ~= "C" and info.currentline > 0 and info.source:sub(1, #own_prefix) ~= own_prefix then
+      return ("%s:%d: "):format(info.short_src, info.currentline)
+    end
+  end
+  return ""
+end
+
+--- Raise an error at the line of the user's code that led here.
+function lib.raise(format, ...)
+  local message = select("#", ...) > 0 and format:format(...) or format
+  error(where() .. message, 0)
+end
+local raise = lib.raise
+
+--- raise(format, ...) unless condition.
+function lib.check(condition, format, ...)
+  if not condition then raise(format, ...) end
+  return condition
+end
+
+-- ---- memory ---------------------------------------------------------------------------------------
+
+-- The garbage collector sees a handle's few bytes, not its tensor's. So: once live tensors pass this
+-- many bytes, collect; if much is still live then, let the bound grow with it.
+local SOFT_LIMIT = 96e6
+local soft_limit = SOFT_LIMIT
+
+local function collect()
+  collectgarbage()
+  soft_limit = math.max(SOFT_LIMIT, 1.5 * C.lm_memory_live())
+end
+lib.collect = collect
+
+local function failed(status, f, ...)
+  if status == C.LM_ENOMEM then
+    collect()
+    status = f(...)
+  end
+  if status ~= 0 then raise("%s", ffi.string(C.lm_last_error())) end
+end
+
+--- Call an engine function; its error becomes a Lua error at the user's line.
+function lib.call(f, ...)
+  local status = f(...)
+  if status ~= 0 then failed(status, f, ...) end
+end
+local call = lib.call
+
+-- ---- tensors' handles ---------------------------------------------------------------------------------
+
+--- The class; lumuon.tensor and lumuon.autograd fill it.
+lib.Tensor = { __name = "Tensor" }
+local Tensor = lib.Tensor
+local methods = {}
+lib.methods = methods
+
+local function is_whole(x) return type(x) == "number" and x == math.floor(x) and x > -2^53 and x < 2^53 end
+lib.is_whole = is_whole
+
+Tensor.__index = function(t, key)
+  local method = methods[key]
+  if method ~= nil then return method end
+  if type(key) == "number" then return methods.select(t, 1, key) end
+  return nil
+end
+
+function lib.is_tensor(x) return getmetatable(x) == Tensor end
+
+local scope, scope_size = nil, 0 -- tensors made inside the current lm.scope
+
+local free = C.lm_tensor_free
+
+--- A Tensor that owns handle.
+function lib.wrap(handle)
+  local t = setmetatable({ h = ffi.gc(handle, free), requires_grad = false, node = false }, Tensor)
+  if scope then
+    scope_size = scope_size + 1
+    scope[scope_size] = t
+  end
+  if C.lm_memory_live() > soft_limit then collect() end
+  return t
+end
+local wrap = lib.wrap
+
+local box = ffi.new("lm_tensor *[1]")
+
+--- A fresh Tensor from an engine function whose first parameter is `lm_tensor **out`.
+function lib.result(f, ...)
+  box[0] = nil
+  call(f, box, ...)
+  return wrap(box[0])
+end
+
+--- The same, written into the tensor t.
+function lib.into(t, f, ...)
+  box[0] = t.h
+  call(f, box, ...)
+  return t
+end
+
+--- Free now rather than when collected; again is fine. A freed tensor is refused by every op.
+function methods.free(t)
+  local h = t.h
+  if h ~= nil then
+    t.h = nil
+    ffi.gc(h, nil)
+    free(h)
+  end
+end
+
+--- Outlive the lm.scope that the tensor was made in.
+function methods.keep(t)
+  t.kept = true
+  return t
+end
+
+local function keep_results(n, results)
+  for i = 1, n do
+    local r = results[i]
+    if lib.is_tensor(r) then
+      r.escapes = true
+    elseif type(r) == "table" then
+      for _, v in pairs(r) do
+        if lib.is_tensor(v) then v.escapes = true end
+      end
+    end
+  end
+end
+
+local function end_scope(outer, outer_size, ok, ...)
+  local made, size = scope, scope_size
+  scope, scope_size = outer, outer_size
+  if ok then keep_results(select("#", ...), { ... }) end
+  for i = 1, size do
+    local t = made[i]
+    if t.escapes then -- into the scope around this one
+      t.escapes = nil
+      if scope and not t.kept then
+        scope_size = scope_size + 1
+        scope[scope_size] = t
+      end
+    elseif not t.kept then
+      t:free()
+    end
+  end
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- Run f(...) and free in bulk every tensor made in it, but for what it returns (tensors, or tables
+-- of tensors) and what was marked with :keep().
+function lib.scope(f, ...)
+  local outer, outer_size = scope, scope_size
+  scope, scope_size = {}, 0
+  return end_scope(outer, outer_size, pcall(f, ...))
+end
+
+--- Run f(...) outside any scope: for tensors that stay, made lazily inside one (optimizer state).
+function lib.outside_scope(f, ...)
+  local outer, outer_size = scope, scope_size
+  scope = nil
+  local function restore(ok, ...)
+    scope, scope_size = outer, outer_size
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return restore(pcall(f, ...))
+end
+
+-- ---- names ------------------------------------------------------------------------------------------------
+
+lib.dtypes = {} -- name -> code
+lib.dtype_names = {} -- code -> name
+for code = 0, C.LM_DTYPES - 1 do
+  local name = ffi.string(C.lm_dtype_name(code))
+  lib.dtypes[name] = code
+  lib.dtype_names[code] = name
+end
+lib.devices = { cpu = C.LM_CPU, cuda = C.LM_CUDA }
+
+function lib.dtype_code(name)
+  return lib.dtypes[name] or raise("dtype '%s' is not one of f32, bf16, f16, i32, u16, u8", tostring(name))
+end
+
+function lib.device_code(name)
+  local code = lib.devices[name]
+  if not code then raise("device '%s' is not one of cpu, cuda", tostring(name)) end
+  if C.lm_device_available(code) == 0 then
+    raise("device '%s' is not in this build or machine; see lumuon info", name)
+  end
+  return code
+end
+
+--- The string nearest to name among candidates by edit distance (at most half its length), or nil.
+function lib.nearest(name, candidates)
+  local best, best_distance = nil, math.max(2, math.floor(#name / 2)) + 1
+  for _, candidate in ipairs(candidates) do
+    local row = {}
+    for j = 0, #candidate do row[j] = j end
+    for i = 1, #name do
+      local diagonal = row[0]
+      row[0] = i
+      for j = 1, #candidate do
+        local cost = name:byte(i) == candidate:byte(j) and 0 or 1
+        diagonal, row[j] = row[j], math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
+      end
+    end
+    if row[#candidate] < best_distance then best, best_distance = candidate, row[#candidate] end
+  end
+  return best
+end
+
+return lib

@@ -1,0 +1,147 @@
+--- What a GPT is made of: differentiable ops over whole activations, and modules.
+local lib = require "lumuon.lib"
+local tensor = require "lumuon.tensor"
+local autograd = require "lumuon.autograd"
+local ops = require "lumuon.ops"
+local ffi, C, call, raise, result, into = lib.ffi, lib.C, lib.call, lib.raise, lib.result, lib.into
+local T, raw, define, is_tensor = lib.methods, tensor.raw, autograd.define, lib.is_tensor
+local grad_of_leaf = autograd.grad_of_leaf
+
+local nn = { linear = ops.linear }
+
+local function check(what, ...)
+  for i = 1, select("#", ...) do
+    local t = select(i, ...)
+    if not is_tensor(t) then raise("%s: argument %d must be a tensor, got %s", what, i, type(t)) end
+  end
+end
+
+--- Rows of table (V, C) at idx, i32 (...): (..., C).
+nn.embedding = define("embedding", function(_, table_, idx)
+  check("embedding", table_, idx)
+  return result(C.lm_embedding, table_.h, idx.h)
+end, function(node, g)
+  local table_ = node[1]
+  local sum = grad_of_leaf(table_)
+  local fresh = not sum and tensor.zeros_like(table_) or nil
+  call(C.lm_embedding_backward, (sum or fresh).h, g.h, node[2].h)
+  return fresh
+end)
+
+--- scale * x / sqrt(mean(x^2) + eps) over the last dim. eps: the dtype's machine epsilon if not given.
+nn.rms_norm = define("rms_norm", function(_, x, eps, scale)
+  check("rms_norm", x)
+  return result(C.lm_rms_norm, raw.contiguous(x).h, eps or -1, scale or 1)
+end, function(node, g)
+  local x = raw.contiguous(node[1])
+  return result(C.lm_rms_norm_backward, raw.contiguous(g).h, x.h, node[2] or -1, node[3] or 1)
+end)
+
+--- Tables for nn.rotary: cos and sin, f32 (T, D/2), of t * base^(-2i/D).
+function nn.rotary_tables(length, head_dim, base)
+  if head_dim % 2 ~= 0 then raise("rotary_tables: head_dim %d is odd", head_dim) end
+  local cos, sin = tensor.empty(length, head_dim / 2), tensor.empty(length, head_dim / 2)
+  local pc, ps = cos:pointer(), sin:pointer()
+  local half = head_dim / 2
+  for t = 0, length - 1 do
+    for i = 0, half - 1 do
+      local angle = t * base ^ (-2 * i / head_dim)
+      pc[t * half + i] = math.cos(angle)
+      ps[t * half + i] = math.sin(angle)
+    end
+  end
+  return cos, sin
+end
+
+--- Rotary embedding, half-split: x (B, T, H, D) with tables of rotary_tables.
+nn.rotary = define("rotary", function(_, x, cos, sin)
+  check("rotary", x, cos, sin)
+  return result(C.lm_rotary, raw.contiguous(x).h, cos.h, sin.h, 0)
+end, function(node, g)
+  return result(C.lm_rotary, raw.contiguous(g).h, node[2].h, node[3].h, 1)
+end)
+
+local boxes = {}
+for i = 1, 3 do boxes[i] = ffi.new("lm_tensor *[1]") end
+
+--- An engine function with several fresh results.
+local function results(n, f, ...)
+  for i = 1, n do boxes[i][0] = nil end
+  if n == 2 then
+    call(f, boxes[1], boxes[2], ...)
+    return lib.wrap(boxes[1][0]), lib.wrap(boxes[2][0])
+  end
+  call(f, boxes[1], boxes[2], boxes[3], ...)
+  return lib.wrap(boxes[1][0]), lib.wrap(boxes[2][0]), lib.wrap(boxes[3][0])
+end
+
+--- Causal attention: q (B, T, H, D), k and v (B, T, Hkv, D); a token sees itself and `window` before
+-- it (all if not given); scale 1/sqrt(D) if not given.
+nn.attention = define("attention", function(node, q, k, v, window, scale)
+  check("attention", q, k, v)
+  q, k, v = raw.contiguous(q), raw.contiguous(k), raw.contiguous(v)
+  scale = scale or 1 / math.sqrt(q:size(-1))
+  local out, lse = results(2, C.lm_attention, q.h, k.h, v.h, scale, window or -1)
+  if node then node.q, node.k, node.v, node.out, node.lse, node.scale = q, k, v, out, lse, scale end
+  return out
+end, function(node, g)
+  return results(3, C.lm_attention_backward, raw.contiguous(g).h, node.q.h, node.k.h, node.v.h, node.out.h,
+    node.lse.h, node.scale, node[4] or -1)
+end)
+
+--- Mean cross-entropy of softcap * tanh(logits / softcap) (no cap if 0) against targets i32 that are
+-- not -1. logits (..., Vpad) of which the first vocab_size columns count. The backward writes the
+-- gradient over the logits: they are not to be used after it.
+nn.cross_entropy = define("cross_entropy", function(node, logits, targets, vocab_size, softcap)
+  check("cross_entropy", logits, targets)
+  local flat = raw.view(raw.contiguous(logits), -1, logits:size(-1))
+  local goal = raw.view(raw.contiguous(targets), -1)
+  vocab_size, softcap = vocab_size or flat:size(2), softcap or 0
+  local loss, lse = results(2, C.lm_cross_entropy, flat.h, goal.h, vocab_size, softcap)
+  if node then
+    node.flat, node.goal, node.lse, node.vocab_size, node.softcap = flat, goal, lse, vocab_size, softcap
+    node.consume = logits.node and not node.keep_logits
+  end
+  return loss
+end, function(node, g)
+  local logits, flat = node[1], node.flat
+  -- a leaf's values are the user's: only what an op made is written over
+  if not logits.node then flat = tensor.empty_like(flat) end
+  into(flat, C.lm_cross_entropy_backward, g.h, node.flat.h, node.goal.h, node.lse.h, node.vocab_size, node.softcap)
+  return raw.view(flat, logits:size())
+end)
+
+--- Softmax over the last dim.
+T.softmax = define("softmax", function(node, x)
+  local y = result(C.lm_softmax, raw.contiguous(x).h)
+  if node then node.y = y end
+  return y
+end, function(node, g)
+  local weighted = raw.mul(node.y, g)
+  return raw.sub(weighted, raw.mul(node.y, raw.sum(weighted, -1, true)))
+end)
+
+--- a*x + b*y for one-element tensors a and b.
+nn.scaled_add = define("scaled_add", function(_, a, x, b, y)
+  check("scaled_add", a, x, b, y)
+  return result(C.lm_scaled_add, a.h, x.h, b.h, y.h)
+end, function(node, g)
+  local a, x, b, y = node[1], node[2], node[3], node[4]
+  g = raw.contiguous(g)
+  local da, db, dy = tensor.zeros_like(a), tensor.zeros_like(b), tensor.zeros_like(y)
+  local dx = result(C.lm_scaled_add_backward_, da.h, db.h, dy.h, g.h, a.h, x.h, b.h, y.h)
+  return da, dx, db, dy
+end)
+
+--- x + scale * sigmoid(gate) * y; x, y (..., H, D), gate (..., H).
+nn.gated_add = define("gated_add", function(_, x, gate, y, scale)
+  check("gated_add", x, gate, y)
+  return result(C.lm_gated_add, raw.contiguous(x).h, raw.contiguous(gate).h, raw.contiguous(y).h, scale or 1)
+end, function(node, g)
+  local contiguous = raw.contiguous(g)
+  local dgate, dy = results(2, C.lm_gated_add_backward, contiguous.h, raw.contiguous(node[2]).h,
+    raw.contiguous(node[3]).h, node[4] or 1)
+  return g, dgate, dy
+end)
+
+return nn
