@@ -90,8 +90,8 @@ end, function(node, g)
 end)
 
 --- Mean cross-entropy of softcap * tanh(logits / softcap) (no cap if 0) against targets i32 that are
--- not -1. logits (..., Vpad) of which the first vocab_size columns count. The backward writes the
--- gradient over the logits: they are not to be used after it.
+-- not -1. logits (..., Vpad) of which the first vocab_size columns count. With `overwrite`, for logits
+-- that nobody needs after it, the backward writes their gradient into them: no second logits tensor.
 nn.cross_entropy = define("cross_entropy", function(node, logits, targets, vocab_size, softcap)
   check("cross_entropy", logits, targets)
   local flat = raw.view(raw.contiguous(logits), -1, logits:size(-1))
@@ -100,15 +100,13 @@ nn.cross_entropy = define("cross_entropy", function(node, logits, targets, vocab
   local loss, lse = results(2, C.lm_cross_entropy, flat.h, goal.h, vocab_size, softcap)
   if node then
     node.flat, node.goal, node.lse, node.vocab_size, node.softcap = flat, goal, lse, vocab_size, softcap
-    node.consume = logits.node and not node.keep_logits
   end
   return loss
 end, function(node, g)
-  local logits, flat = node[1], node.flat
-  -- a leaf's values are the user's: only what an op made is written over
-  if not logits.node then flat = tensor.empty_like(flat) end
-  into(flat, C.lm_cross_entropy_backward, g.h, node.flat.h, node.goal.h, node.lse.h, node.vocab_size, node.softcap)
-  return raw.view(flat, logits:size())
+  local logits, overwrite = node[1], node[5]
+  local grad = overwrite and node.flat or tensor.empty_like(node.flat)
+  into(grad, C.lm_cross_entropy_backward, g.h, node.flat.h, node.goal.h, node.lse.h, node.vocab_size, node.softcap)
+  return raw.view(grad, logits:size())
 end)
 
 --- Softmax over the last dim.
@@ -129,8 +127,9 @@ end, function(node, g)
   local a, x, b, y = node[1], node[2], node[3], node[4]
   g = raw.contiguous(g)
   local da, db, dy = tensor.zeros_like(a), tensor.zeros_like(b), tensor.zeros_like(y)
-  local dx = result(C.lm_scaled_add_backward_, da.h, db.h, dy.h, g.h, a.h, x.h, b.h, y.h)
-  return da, dx, db, dy
+  boxes[1][0] = nil
+  call(C.lm_scaled_add_backward, da.h, boxes[1], db.h, dy.h, g.h, a.h, x.h, b.h, y.h)
+  return da, lib.wrap(boxes[1][0]), db, dy
 end)
 
 --- x + scale * sigmoid(gate) * y; x, y (..., H, D), gate (..., H).
