@@ -348,7 +348,8 @@ LM_API int lm_safetensors_open(lm_safetensors **out, const char *path);
 LM_API void lm_safetensors_close(lm_safetensors *file);
 LM_API int lm_safetensors_count(const lm_safetensors *file);
 LM_API const char *lm_safetensors_name(const lm_safetensors *file, int i);
-/* A tensor of its own with the bytes of entry i. */
+/* A tensor of its own with the bytes of entry i. LM_ENOTSUP for what the format has and Lumuon has
+ * not (I64, nine dims); a given *out is partly written if the copying fails or is interrupted. */
 LM_API int lm_safetensors_read(lm_tensor **out, const lm_safetensors *file, int i);
 LM_API int lm_safetensors_meta_count(const lm_safetensors *file);
 LM_API const char *lm_safetensors_meta_key(const lm_safetensors *file, int i);
