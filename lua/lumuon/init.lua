@@ -15,6 +15,7 @@ local lm = {
   Generator = tensor.Generator,
   manual_seed = tensor.manual_seed,
   nn = require "lumuon.nn",
+  safetensors = require "lumuon.safetensors",
 }
 for _, name in ipairs { "empty", "zeros", "ones", "full", "eye", "arange", "tensor", "rand", "randn", "empty_like",
   "zeros_like" } do
