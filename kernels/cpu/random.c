@@ -96,9 +96,9 @@ static void run_normal(const lm__run *run, int64_t n, void *arg) {
   for (int64_t j = 0; j < WORDS / 2; j++) {
     const float u = ((float)words[2 * j] + 0.5f) * 0x1p-32f;
     const float angle = (float)(int32_t)(words[2 * j + 1] >> 8) * 0x1.921fb6p-22f; /* 2 pi / 2^24 */
-    const float r = std * sqrtf(-2.0f * logf(u));
-    pairs[2 * j] = mean + r * cosf(angle);
-    pairs[2 * j + 1] = mean + r * sinf(angle);
+    const float r = std * sqrtf(-2.0f * lm_logf(u));
+    pairs[2 * j] = mean + r * lm_cosf(angle);
+    pairs[2 * j + 1] = mean + r * lm_sinf(angle);
   }
   float *y = lm__result(run, buffer);
   memcpy(y, pairs + first % 4, (size_t)n * sizeof *y);
