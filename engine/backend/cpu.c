@@ -22,6 +22,9 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(random_uniform)
     ENTRY(random_normal)
     ENTRY(matmul)
+    ENTRY(adamw_step)
+    ENTRY(polar_express)
+    ENTRY(muon_step)
 #undef ENTRY
 };
 /* clang-format on */
