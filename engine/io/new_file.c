@@ -40,7 +40,7 @@ static int find_target(lm__new_file *file, const char *path, mode_t *mode) {
   if (!S_ISREG(st.st_mode))
     return lm__fail(LM_EIO, "%s: cannot write '%s': it is %s", file->op, lm__shown(path),
                     S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
-  if (access(file->target, W_OK) != 0) return fail(file, path, errno);
+  if (eaccess(file->target, W_OK) != 0) return fail(file, path, errno);
   *mode = st.st_mode & 0777;
   return LM_OK;
 }
