@@ -26,15 +26,17 @@ static void make_words(uint32_t *restrict words, uint64_t first, int64_t n, cons
   const uint64_t block = first / 4;
   const int64_t blocks = (int64_t)((first % 4 + (uint64_t)n + 3) / 4);
   const uint64_t stream = a->stream, seed = a->seed;
-  LM_SIMD
+  uint32_t lane[4][WORDS / 4]; /* apart first: the loop then vectorises (and without omp simd) */
   for (int64_t b = 0; b < blocks; b++) {
     uint32_t out[4];
     lm_philox(out, block + (uint64_t)b, stream, seed);
-    words[4 * b] = out[0];
-    words[4 * b + 1] = out[1];
-    words[4 * b + 2] = out[2];
-    words[4 * b + 3] = out[3];
+    lane[0][b] = out[0];
+    lane[1][b] = out[1];
+    lane[2][b] = out[2];
+    lane[3][b] = out[3];
   }
+  for (int64_t b = 0; b < blocks; b++)
+    for (int l = 0; l < 4; l++) words[4 * b + l] = lane[l][b];
 }
 
 static void run_uniform(const lm__run *run, int64_t n, void *arg) {

@@ -7,23 +7,32 @@
 
 #include "math/float.h"
 
-LM_MATH void lm_philox(uint32_t out[4], uint64_t block, uint64_t stream, uint64_t seed) {
-  uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32);
-  uint32_t c2 = (uint32_t)stream, c3 = (uint32_t)(stream >> 32);
-  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-  for (int round = 0; round < 10; round++) {
-    const uint64_t p0 = (uint64_t)c0 * 0xd2511f53u, p1 = (uint64_t)c2 * 0xcd9e8d57u;
-    c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-    c1 = (uint32_t)p1;
-    c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-    c3 = (uint32_t)p0;
-    k0 += 0x9e3779b9u; /* the golden ratio */
-    k1 += 0xbb67ae85u; /* sqrt(3) - 1 */
-  }
-  out[0] = c0;
-  out[1] = c1;
-  out[2] = c2;
-  out[3] = c3;
+LM_MATH void lm_philox_round(uint32_t c[4], uint32_t k0, uint32_t k1) {
+  const uint64_t p0 = (uint64_t)c[0] * 0xd2511f53u, p1 = (uint64_t)c[2] * 0xcd9e8d57u;
+  c[0] = (uint32_t)(p1 >> 32) ^ c[1] ^ k0;
+  c[1] = (uint32_t)p1;
+  c[2] = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
+  c[3] = (uint32_t)p0;
+}
+
+LM_MATH void lm_philox(uint32_t c[4], uint64_t block, uint64_t stream, uint64_t seed) {
+  const uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  c[0] = (uint32_t)block;
+  c[1] = (uint32_t)(block >> 32);
+  c[2] = (uint32_t)stream;
+  c[3] = (uint32_t)(stream >> 32);
+#define LM__ROUND(n) lm_philox_round(c, k0 + (n)*0x9e3779b9u, k1 + (n)*0xbb67ae85u)
+  LM__ROUND(0); /* written out: compilers vectorise over blocks only without an inner loop */
+  LM__ROUND(1);
+  LM__ROUND(2);
+  LM__ROUND(3);
+  LM__ROUND(4);
+  LM__ROUND(5);
+  LM__ROUND(6);
+  LM__ROUND(7);
+  LM__ROUND(8);
+  LM__ROUND(9);
+#undef LM__ROUND
 }
 
 #endif
