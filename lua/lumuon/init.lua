@@ -16,6 +16,7 @@ local lm = {
   manual_seed = tensor.manual_seed,
   nn = require "lumuon.nn",
   safetensors = require "lumuon.safetensors",
+  models = { gpt = require "lumuon.models.gpt" },
 }
 for _, name in ipairs { "empty", "zeros", "ones", "full", "eye", "arange", "tensor", "rand", "randn", "empty_like",
   "zeros_like" } do
