@@ -1,0 +1,26 @@
+-- Polar Express at work: orthogonalise a random matrix and look at its singular values step by step.
+--   ./lumuon run recipes/polar.lua --rows=64 --cols=256
+local lm = require "lumuon"
+
+local o = lm.options {
+  rows = 48,
+  cols = 128,
+  seed = 1,
+  steps = { default = 5, min = 1, max = 5, help = "iterations, each with coefficients of its own" },
+  precision = { default = "f32", choices = { "f32", "bf16" } },
+}
+
+local x = lm.randn(o.rows, o.cols, { generator = lm.Generator(o.seed) })
+
+local function show(label, t)
+  local s = t:svdvals():tolist()
+  print(("%-10s largest %9.5f   median %9.5f   smallest %9.5f"):format(label, s[1], s[math.ceil(#s / 2)], s[#s]))
+end
+
+show("as drawn", x)
+for step = 0, o.steps do
+  show(step == 0 and "scaled" or "step " .. step, lm.optim.polar_express(x, { ns_steps = step, precision = o.precision }))
+end
+
+-- At the prompt (./lumuon repl recipes/polar.lua) x and show are there to play with.
+return { x = x, show = show, options = o }
