@@ -16,7 +16,7 @@ foreach(file ${FILES})
 endforeach()
 file(WRITE ${OUT}
 "/* Made by the build: the Lua modules inside the executable. */
-#include \"host/embedded.h\"
+#include \"host/host.h\"
 
 ${externs}
 const lm__embedded lm__modules[] = {

@@ -3,9 +3,10 @@
 #include <lua.h>
 #include <lualib.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "host/embedded.h"
+#include "host/host.h"
 
 static int load_embedded(lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
@@ -21,32 +22,57 @@ static int load_embedded(lua_State *L) {
   return 1;
 }
 
+/* Modules inside come first, right after package.preload: the executable means what it was built
+ * from, whatever LUA_PATH says. */
+static void add_searcher(lua_State *L) {
+  lua_getglobal(L, "package");
+  lua_getfield(L, -1, "loaders");
+  for (int i = (int)lua_objlen(L, -1); i >= 2; i--) {
+    lua_rawgeti(L, -1, i);
+    lua_rawseti(L, -2, i + 1);
+  }
+  lua_pushcfunction(L, load_embedded);
+  lua_rawseti(L, -2, 2);
+  lua_getfield(L, -2, "preload");
+  lua_pushcfunction(L, lm__open_host);
+  lua_setfield(L, -2, "lumuon.host");
+  lua_pushcfunction(L, lm__open_line);
+  lua_setfield(L, -2, "lumuon.line");
+  lua_pop(L, 3);
+}
+
+static int protected_main(lua_State *L) {
+  luaL_openlibs(L);
+  add_searcher(L);
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "lumuon.cli");
+  lua_call(L, 1, 1);
+  lua_getfield(L, -1, "main");
+  lua_pushvalue(L, 1);
+  lua_call(L, 1, 1);
+  return 1;
+}
+
 int main(int argc, char **argv) {
   lua_State *L = luaL_newstate();
   if (!L) {
     (void)fprintf(stderr, "lumuon: no memory for LuaJIT\n");
     return 1;
   }
-  luaL_openlibs(L);
-  lua_getglobal(L, "package");
-  lua_getfield(L, -1, "loaders");
-  for (int i = (int)lua_objlen(L, -1); i >= 2; i--) { /* second place, after package.preload */
-    lua_rawgeti(L, -1, i);
-    lua_rawseti(L, -2, i + 1);
-  }
-  lua_pushcfunction(L, load_embedded);
-  lua_rawseti(L, -2, 2);
-  lua_settop(L, 0);
+  lm__signals_install(L);
+  lua_pushcfunction(L, protected_main);
   lua_createtable(L, argc, 0);
   for (int i = 0; i < argc; i++) {
     lua_pushstring(L, argv[i]);
     lua_rawseti(L, -2, i);
   }
-  lua_setglobal(L, "arg");
-  if (luaL_dostring(L, "dofile(arg[1])") != 0) {
-    (void)fprintf(stderr, "%s\n", lua_tostring(L, -1));
-    return 1;
+  int code = 1;
+  if (lua_pcall(L, 1, 1, 0) == 0) {
+    code = (int)lua_tointeger(L, -1);
+  } else {
+    const char *message = lua_tostring(L, -1);
+    (void)fprintf(stderr, "lumuon: %s\n", message ? message : "error without a message");
   }
-  lua_close(L);
-  return 0;
+  lua_close(L); /* finalizers run: files are flushed, tensors and their memory given back */
+  return code;
 }

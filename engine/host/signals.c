@@ -1,0 +1,125 @@
+/* Ctrl-C. The handler sets the engine's flag, which running engine calls poll, and a Lua hook, which
+ * stops plain Lua; so whatever runs ends with an ordinary Lua error that host.call catches. A recipe
+ * that asks for it (host.defer_interrupt) is told first and may finish its step. */
+#include <errno.h>
+#include <lauxlib.h>
+#include <lua.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "host/host.h"
+#include "lumuon.h"
+
+static lua_State *state;
+static pthread_t main_thread;
+static volatile sig_atomic_t running;   /* depth of host.call */
+static volatile sig_atomic_t deferring; /* the first Ctrl-C only asks */
+static volatile sig_atomic_t asked;     /* ... and was pressed */
+static volatile sig_atomic_t presses;   /* since the last host.call began */
+
+static void stop_hook(lua_State *L, lua_Debug *ar) {
+  (void)ar;
+  lua_sethook(L, NULL, 0, 0);
+  luaL_error(L, "interrupted");
+}
+
+static void on_interrupt(int sig) {
+  const int saved = errno;
+  if (!pthread_equal(pthread_self(), main_thread)) { /* hooks belong to Lua's own thread */
+    (void)pthread_kill(main_thread, sig);
+    errno = saved;
+    return;
+  }
+  if (running) {
+    presses = presses + 1;
+    if (deferring && !asked) {
+      asked = 1;
+    } else if (presses > 3) { /* stuck where nothing polls: a compiled loop without engine calls */
+      static const char text[] = "\nlumuon: killed\n";
+      if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(130);
+      _exit(130);
+    } else {
+      lm_interrupt();
+      (void)lua_sethook(state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+    }
+  }
+  errno = saved;
+}
+
+void lm__signals_install(lua_State *L) {
+  state = L;
+  main_thread = pthread_self();
+  struct sigaction action = {.sa_handler = on_interrupt}; /* no SA_RESTART: reads come back */
+  (void)sigemptyset(&action.sa_mask);
+  (void)sigaction(SIGINT, &action, NULL);
+}
+
+static void calm(lua_State *L) {
+  (void)lua_sethook(L, NULL, 0, 0);
+  lm_interrupt_clear();
+}
+
+/* The message handler: the hook is taken away first, or it would fire in here again. */
+static int on_error(lua_State *L) {
+  (void)lua_sethook(L, NULL, 0, 0);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_insert(L, 1);
+  lua_call(L, lua_gettop(L) - 1, 1);
+  return 1;
+}
+
+/* host.call(handler, f, ...) -> interrupted, ok, results of f or of handler(error).
+ * Ctrl-C while f runs is an error in f; afterwards no trace of it is left. */
+static int guarded_call(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  luaL_checktype(L, 2, LUA_TFUNCTION);
+  lua_pushvalue(L, 1);
+  lua_pushcclosure(L, on_error, 1);
+  lua_replace(L, 1);
+  if (!running) asked = presses = 0;
+  running = running + 1;
+  const int status = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 1);
+  running = running - 1;
+  const int interrupted = presses > 0;
+  if (!running) {
+    calm(L);
+    deferring = 0;
+  }
+  lua_pushboolean(L, interrupted);
+  lua_replace(L, 1);
+  lua_pushboolean(L, status == 0);
+  lua_insert(L, 2);
+  return lua_gettop(L);
+}
+
+/* host.defer_interrupt(on): with on, the first Ctrl-C only makes host.interrupt_asked() true; the
+ * second stops at once. Returns what it was. */
+static int defer_interrupt(lua_State *L) {
+  lua_pushboolean(L, deferring);
+  deferring = lua_toboolean(L, 1);
+  return 1;
+}
+
+/* host.interrupt_asked() -> has Ctrl-C been pressed since this run began? */
+static int interrupt_asked(lua_State *L) {
+  lua_pushboolean(L, asked || presses > 0);
+  return 1;
+}
+
+/* host.default_interrupt(): from now on Ctrl-C ends the program, as it does elsewhere. */
+static int default_interrupt(lua_State *L) {
+  (void)L;
+  (void)signal(SIGINT, SIG_DFL);
+  return 0;
+}
+
+void lm__add_signals(lua_State *L) {
+  static const luaL_Reg functions[] = {{"call", guarded_call},
+                                       {"default_interrupt", default_interrupt},
+                                       {"defer_interrupt", defer_interrupt},
+                                       {"interrupt_asked", interrupt_asked},
+                                       {NULL, NULL}};
+  luaL_register(L, NULL, functions);
+}

@@ -1,0 +1,57 @@
+--- What this build and this machine are: `lumuon info`.
+local lib = require "lumuon.lib"
+local ffi = lib.ffi
+local C = lib.C
+
+local M = {}
+
+--- Version of the engine.
+function M.version() return ffi.string(C.lm_version()) end
+
+local function cpu_model()
+  local file = io.open("/proc/cpuinfo")
+  if not file then return "unknown" end
+  local text = file:read("*a")
+  file:close()
+  local name = text:match("model name%s*:%s*([^\n]+)") or text:match("Model%s*:%s*([^\n]+)") or "unknown"
+  local _, count = text:gsub("processor%s*:", "")
+  return ("%s, %d logical CPUs"):format(name, count)
+end
+
+local function gigabytes(bytes) return ("%.1f GiB"):format(bytes / 2 ^ 30) end
+
+local function devices()
+  local list = {}
+  for device = 0, C.LM_DEVICES - 1 do
+    local name = ffi.string(C.lm_device_name(device))
+    list[#list + 1] = name .. (C.lm_device_available(device) == 1 and "" or " (not in this build or machine)")
+  end
+  return table.concat(list, ", ")
+end
+
+--- Pairs of name and text, in the order they are shown.
+function M.collect()
+  local rows = {
+    { "lumuon", M.version() },
+    { "cpu", cpu_model() },
+    { "cpu features", (ffi.string(C.lm_cpu_features()):gsub(",", " ")) },
+    { "kernels", ffi.string(C.lm_cpu_variant()) },
+    { "products in bf16", C.lm_cpu_fast_bf16() == 1 and "fast" or "slow: f32 is the default" },
+    { "devices", devices() },
+    { "threads", tostring(C.lm_threads()) },
+    { "memory limit", gigabytes(C.lm_memory_limit()) },
+    { "LuaJIT", jit.version },
+  }
+  for line in ffi.string(C.lm_libraries()):gmatch("[^\n]+") do
+    local name, version = line:match("^(%S+)%s+(.*)$")
+    rows[#rows + 1] = { name or line, version or "" }
+  end
+  return rows
+end
+
+function M.run()
+  for _, row in ipairs(M.collect()) do print(("%-17s %s"):format(row[1], row[2])) end
+  return 0
+end
+
+return M
