@@ -1,12 +1,13 @@
-/* Ctrl-C. The handler sets the engine's flag, which running engine calls poll, and a Lua hook, which
- * stops plain Lua; so whatever runs ends with an ordinary Lua error that host.call catches. A recipe
- * that asks for it (host.defer_interrupt) is told first and may finish its step. */
+/* Ctrl-C. The handler sets the engine's flag, which running engine calls poll, and a Lua hook,
+ * which stops plain Lua; so whatever runs ends with an ordinary Lua error that host.call catches. A
+ * recipe that asks for it (host.defer_interrupt) is told first and may finish its step. */
 #include <errno.h>
 #include <lauxlib.h>
 #include <lua.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "host/host.h"
@@ -14,15 +15,20 @@
 
 static lua_State *state;
 static pthread_t main_thread;
-static volatile sig_atomic_t running;   /* depth of host.call */
-static volatile sig_atomic_t deferring; /* the first Ctrl-C only asks */
-static volatile sig_atomic_t asked;     /* ... and was pressed */
-static volatile sig_atomic_t presses;   /* since the last host.call began */
+static volatile sig_atomic_t running;      /* depth of host.call */
+static volatile sig_atomic_t deferring;    /* the first Ctrl-C only asks */
+static volatile sig_atomic_t asked;        /* ... and was pressed */
+static volatile sig_atomic_t presses;      /* since the last host.call began */
+static volatile sig_atomic_t patience = 1; /* presses after which the program is ended */
 
 static void stop_hook(lua_State *L, lua_Debug *ar) {
   (void)ar;
   lua_sethook(L, NULL, 0, 0);
   luaL_error(L, "interrupted");
+}
+
+static void say(const char *text) {
+  if (write(STDERR_FILENO, text, strlen(text)) < 0) return;
 }
 
 static void on_interrupt(int sig) {
@@ -36,11 +42,12 @@ static void on_interrupt(int sig) {
     presses = presses + 1;
     if (deferring && !asked) {
       asked = 1;
-    } else if (presses > 3) { /* stuck where nothing polls: a compiled loop without engine calls */
-      static const char text[] = "\nlumuon: killed\n";
-      if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(130);
+    } else if (presses > patience + asked) { /* stuck: a compiled loop without engine calls */
+      say("\nlumuon: ended by Ctrl-C\n");
       _exit(130);
     } else {
+      if (presses > 1 && presses == patience + asked)
+        say("\nstuck in compiled code that nothing can stop; Ctrl-C once more ends lumuon\n");
       lm_interrupt();
       (void)lua_sethook(state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
     }
@@ -108,6 +115,12 @@ static int interrupt_asked(lua_State *L) {
   return 1;
 }
 
+/* host.set_patience(n): end the program at press n + 1 in one call. The prompt has more to lose. */
+static int set_patience(lua_State *L) {
+  patience = luaL_checkint(L, 1);
+  return 0;
+}
+
 /* host.default_interrupt(): from now on Ctrl-C ends the program, as it does elsewhere. */
 static int default_interrupt(lua_State *L) {
   (void)L;
@@ -119,6 +132,7 @@ void lm__add_signals(lua_State *L) {
   static const luaL_Reg functions[] = {{"call", guarded_call},
                                        {"default_interrupt", default_interrupt},
                                        {"defer_interrupt", defer_interrupt},
+                                       {"set_patience", set_patience},
                                        {"interrupt_asked", interrupt_asked},
                                        {NULL, NULL}};
   luaL_register(L, NULL, functions);

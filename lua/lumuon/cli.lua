@@ -170,19 +170,18 @@ command("repl", "repl [RECIPE.lua [--name=value ...]]",
 command("test", "test [--tags=T] [--filter=PATTERN] [FILE ...]",
   "Run the specs with Busted; arguments are Busted's own.",
   function(args)
-    local named = false
-    for _, a in ipairs(args) do named = named or a:sub(1, 1) ~= "-" end
-    if host.kind("spec") ~= "directory" and not named then
-      local home = M.home()
-      if not home or host.kind(home .. "/spec") ~= "directory" then
-        complain("test: there is no spec/ folder here; the specs are part of the source tree")
-        return EXIT_ERROR
-      end
+    -- from another folder: the specs of the project this program was built in
+    local home = M.home()
+    if host.kind("spec") ~= "directory" and home and host.kind(home .. "/spec") == "directory" then
       local ok, problem = host.change_directory(home)
       if not ok then
         complain("test: ", problem)
         return EXIT_ERROR
       end
+    end
+    if #args == 0 and host.kind("spec") ~= "directory" then
+      complain("test: there is no spec/ folder here; the specs are part of the source tree")
+      return EXIT_ERROR
     end
     return require("lumuon.testing").run(args)
   end)
