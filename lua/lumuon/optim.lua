@@ -1,0 +1,397 @@
+--- The combined optimizer: Muon for matrices, AdamW for everything else.
+--
+--     local opt = lm.optim.MuonAdamW{
+--       { kind = "adamw", params = { wte, head }, lr = 0.2, betas = {0.8, 0.95}, eps = 1e-10, weight_decay = 0 },
+--       { kind = "muon", params = matrices, lr = 0.02, momentum = 0.95, ns_steps = 5, beta2 = 0.95,
+--         weight_decay = 0.1 },
+--       model = model,             -- optional: every parameter of it must be in a group
+--       on_nonfinite = "error",    -- or "skip": what step() does about a NaN or Inf in a gradient
+--     }
+--     for _, g in ipairs(opt.param_groups) do g.lr = g.initial_lr * multiplier end
+--     opt:step()
+--
+-- Hyperparameters are plain numbers in opt.param_groups, read afresh and checked at every step;
+-- lumuon.optim.options lists them with their defaults and ranges.
+--
+-- The parameters of a Muon group live in one bank (K, rows, cols), their gradients in another: making
+-- the optimizer moves the data there and points p and p.grad at their part of it. Nothing is stacked
+-- or copied in a step. (Views of a parameter that were made before keep the old memory: make the
+-- optimizer before them.)
+local lib = require "lumuon.lib"
+local tensor = require "lumuon.tensor"
+local options = require "lumuon.optim.options"
+local banks = require "lumuon.optim.banks"
+local ffi, C, raise = lib.ffi, lib.C, lib.raise
+
+local MuonAdamW = {}
+MuonAdamW.__index = MuonAdamW
+
+-- ---- making one ------------------------------------------------------------------------------------
+
+local outer_options = { on_nonfinite = true, model = true }
+
+local function check_outer(given)
+  if type(given) ~= "table" or lib.is_tensor(given) then
+    raise("MuonAdamW: expected a list of groups, got %s", lib.is_tensor(given) and "a tensor" or type(given))
+  end
+  for key in pairs(given) do
+    if type(key) ~= "number" and not outer_options[key] then
+      local near = lib.nearest(tostring(key), { "on_nonfinite", "model" })
+      raise("MuonAdamW: unknown option '%s'%s", tostring(key),
+        near and ("; did you mean '%s'?"):format(near) or " (it takes a list of groups, on_nonfinite, model)")
+    end
+  end
+  if #given == 0 then raise("MuonAdamW: no groups") end
+  local policy = given.on_nonfinite or "error"
+  if policy ~= "error" and policy ~= "skip" then
+    raise("MuonAdamW: on_nonfinite = '%s' is neither 'error' nor 'skip'", tostring(policy))
+  end
+  return policy
+end
+
+--- A parameter's key in state_dict and name in messages.
+local function key_of(p, i, j) return p.name or ("group %d param %d"):format(i, j) end
+
+--- Every parameter once, whole, and in memory of its own.
+local function check_params(i, group, seen)
+  local label, params = options.group_label(i, group), group.params
+  if type(params) ~= "table" or lib.is_tensor(params) then
+    raise("%s: params must be a list of parameters, got %s", label,
+      lib.is_tensor(params) and "a tensor" or type(params))
+  end
+  if #params == 0 then raise("%s: params is empty", label) end
+  for j, p in ipairs(params) do
+    if not lib.is_tensor(p) then raise("%s: param %d is a %s, not a parameter", label, j, type(p)) end
+    local key = key_of(p, i, j)
+    if p.h == nil then raise("%s: %s was freed", label, key) end
+    if not p.is_parameter then
+      raise("%s: param %d, %s, is no parameter; make it with lm.parameter(t, name)", label, j, p:describe())
+    end
+    if seen[p] then
+      raise("parameter %s %s is in groups twice: %s and %s", key, p:describe(), seen[p], label)
+    end
+    if seen[key] then raise("two parameters are called '%s': in %s and %s", key, seen[key], label) end
+    local address = p:numel() > 0 and tostring(ffi.cast("void *", C.lm_tensor_data(p.h))) or key
+    if seen[address] then
+      raise("%s: %s %s is the same memory as %s; put a shared weight in once", label, key, p:describe(),
+        seen[address])
+    end
+    seen[p], seen[key], seen[address] = label, label, key
+  end
+end
+
+--- What a group needs beside the user's table: its parameters by name, and their state.
+local function make_slot(i, group)
+  local slot = { kind = group.kind, index = i, group = group, params = {}, keys = {} }
+  for j, p in ipairs(group.params) do
+    slot.params[j] = p
+    slot.keys[j] = key_of(p, i, j)
+  end
+  return slot
+end
+
+local function construct(given)
+  local policy = check_outer(given)
+  local self = setmetatable({ param_groups = {}, slots = {}, steps = 0, on_nonfinite = policy }, MuonAdamW)
+  local seen = {}
+  for i, one in ipairs(given) do
+    local group = options.complete(i, one)
+    check_params(i, group, seen)
+    local slot = make_slot(i, group)
+    if group.kind == "muon" then banks.check(slot) end
+    self.param_groups[i], self.slots[i] = group, slot
+  end
+  if given.model ~= nil then self:covers(given.model) end
+  for _, slot in ipairs(self.slots) do lib.outside_scope(banks[slot.kind], slot) end
+  -- Those that need most scratch memory go first: if it cannot be had, nothing has been written yet.
+  self.order = {}
+  for i, slot in ipairs(self.slots) do self.order[i] = slot end
+  table.sort(self.order, function(a, b)
+    if a.scratch ~= b.scratch then return a.scratch > b.scratch end
+    return a.index < b.index
+  end)
+  return self
+end
+
+--- Raise unless every parameter of the model is in a group, and nothing else: names the missing ones.
+-- model: anything with :named_parameters(), or a table of name -> parameter. Returns the optimizer.
+function MuonAdamW:covers(model)
+  local owned, missing, known = {}, {}, {}
+  for _, slot in ipairs(self.slots) do
+    for j, p in ipairs(slot.params) do owned[p] = slot.keys[j] end
+  end
+  if type(model) ~= "table" then raise("covers: expected a model, got %s", type(model)) end
+  local function look(name, p)
+    known[p] = true
+    if not owned[p] then missing[#missing + 1] = ("%s (%s)"):format(name, p:describe()) end
+  end
+  if model.named_parameters then
+    for name, p in model:named_parameters() do look(name, p) end
+  else
+    for name, p in pairs(model) do look(name, p) end
+  end
+  if #missing > 0 then
+    table.sort(missing)
+    raise("%d of the model's parameters %s in no group: %s", #missing, #missing == 1 and "is" or "are",
+      table.concat(missing, ", "))
+  end
+  local strangers = {}
+  for p, key in pairs(owned) do
+    if not known[p] then strangers[#strangers + 1] = key end
+  end
+  if #strangers > 0 then
+    table.sort(strangers)
+    raise("in a group but not in the model: %s", table.concat(strangers, ", "))
+  end
+  return self
+end
+
+-- ---- a step ------------------------------------------------------------------------------------------
+
+--- Write through f(...); once something has been written, Ctrl-C waits until everything is.
+local function write(progress, f, ...)
+  local status = f(...)
+  if status == C.LM_ENOMEM then
+    lib.collect()
+    status = f(...)
+  end
+  while status == C.LM_EINTERRUPT and progress.done > 0 do
+    C.lm_interrupt_clear()
+    progress.interrupted = true
+    status = f(...)
+  end
+  if status ~= 0 then
+    if progress.interrupted then C.lm_interrupt() end
+    raise("%s%s", ffi.string(C.lm_last_error()), progress.done > 0
+      and (" (after %d updates of this step: load a checkpoint before going on)"):format(progress.done) or "")
+  end
+  progress.done = progress.done + 1
+end
+
+local number = ffi.new("double[1]")
+
+local function nonfinite(t)
+  lib.call(C.lm_count_nonfinite, number, t.h)
+  return number[0]
+end
+
+--- Which gradients have a NaN or Inf: a message, or nil.
+local function find_nonfinite(self)
+  local first, more = nil, 0
+  for _, slot in ipairs(self.slots) do
+    if slot.kind == "adamw" or nonfinite(slot.grad_bank) > 0 then
+      for j, p in ipairs(slot.params) do
+        local count = nonfinite(p.grad)
+        if count > 0 and not first then
+          first = ("the gradient of %s %s in %s has %d NaN or Inf among its %d elements"):format(slot.keys[j],
+            p:describe(), options.group_label(slot.index, slot.group), count, p:numel())
+        elseif count > 0 then
+          more = more + 1
+        end
+      end
+    end
+  end
+  if not first then return nil end
+  return first .. (more > 0 and (", and so have %d other parameters'"):format(more) or "") .. "; nothing was changed"
+end
+
+local function check_groups(self)
+  for i, slot in ipairs(self.slots) do
+    local group = self.param_groups[i]
+    if group ~= slot.group then
+      raise("group %d of param_groups was replaced; change its fields, or make a new optimizer", i)
+    end
+    if group.kind ~= slot.kind or #group.params ~= #slot.params then
+      raise("%s: kind and params cannot change; make a new optimizer", options.group_label(i, group))
+    end
+    for j, p in ipairs(slot.params) do
+      if group.params[j] ~= p then
+        raise("%s: param %d was %s and is another now; make a new optimizer", options.group_label(i, group), j,
+          slot.keys[j])
+      end
+    end
+    options.check(i, group)
+    banks.refresh(slot)
+  end
+end
+
+--- Move every parameter by its gradient. Returns true; or, with on_nonfinite = "skip", false and a
+-- message where a gradient has a NaN or Inf (an error otherwise). Whatever goes wrong is found before
+-- anything is written: parameters, moments and the step count are then as they were.
+function MuonAdamW:step()
+  check_groups(self)
+  local bad = find_nonfinite(self)
+  if bad then
+    if self.on_nonfinite == "skip" then return false, bad end
+    raise("step: %s", bad)
+  end
+  local progress = { done = 0, interrupted = false }
+  for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
+  self.steps = self.steps + 1
+  if progress.interrupted then C.lm_interrupt() end -- the next engine call tells
+  return true
+end
+
+--- Every gradient = 0.
+function MuonAdamW:zero_grad()
+  for _, slot in ipairs(self.slots) do
+    if slot.kind == "muon" then
+      banks.refresh(slot)
+      slot.grad_bank:fill(0)
+    else
+      for _, p in ipairs(slot.params) do
+        if p.grad then p.grad:fill(0) end
+      end
+    end
+  end
+end
+
+-- ---- state ---------------------------------------------------------------------------------------------
+
+--- The tensors of one parameter's state, views that move with it: exp_avg and exp_avg_sq, or
+-- momentum_buffer and second_momentum_buffer.
+function MuonAdamW:state(p)
+  for _, slot in ipairs(self.slots) do
+    for j, own in ipairs(slot.params) do
+      if own == p then return slot.state[j] end
+    end
+  end
+  raise("state: not a parameter of this optimizer")
+end
+
+--- Plain numbers and lists, copied.
+local function copied(value)
+  if type(value) ~= "table" then return value end
+  local c = {}
+  for k, v in pairs(value) do c[k] = copied(v) end
+  return c
+end
+
+--- All that a later run needs to go on exactly: { step = n, param_groups = { { kind =, lr =, ...,
+-- params = { names } } }, state = { name = { exp_avg = tensor, ... } } }. The tensors are copies;
+-- with { views = true } they are the live ones, for saving without twice the memory.
+function MuonAdamW:state_dict(how)
+  local dict = { step = self.steps, param_groups = {}, state = {} }
+  for i, slot in ipairs(self.slots) do
+    local group = {}
+    for name, value in pairs(slot.group) do
+      if name ~= "params" then group[name] = copied(value) end
+    end
+    group.params = copied(slot.keys)
+    dict.param_groups[i] = group
+    for j, key in ipairs(slot.keys) do
+      local entry = {}
+      for name, t in pairs(slot.state[j]) do entry[name] = how and how.views and t or t:clone() end
+      dict.state[key] = entry
+    end
+  end
+  return dict
+end
+
+local function load_problem(format, ...) raise("load_state_dict: " .. format, ...) end
+
+--- The group's hyperparameters as the dict has them, checked.
+local function check_loaded_group(slot, given)
+  local i, label = slot.index, options.group_label(slot.index, slot.group)
+  if type(given) ~= "table" or given.kind ~= slot.kind then
+    load_problem("group %d is of kind %s, here it is %s", i, tostring(type(given) == "table" and given.kind), label)
+  end
+  local names = type(given.params) == "table" and given.params or {}
+  for j = 1, math.max(#names, #slot.keys) do
+    if names[j] ~= slot.keys[j] then
+      load_problem("param %d of %s is %s, in the state it is %s", j, label, tostring(slot.keys[j]), tostring(names[j]))
+    end
+  end
+  local group = {}
+  for name, value in pairs(given) do group[name] = copied(value) end
+  group.params = slot.group.params
+  options.check(i, group)
+  local function rows(blocks) return type(blocks) == "table" and table.concat(blocks, ", ") or tostring(blocks) end
+  if rows(group.blocks) ~= rows(slot.group.blocks) then
+    load_problem("%s has blocks = {%s}, the state {%s}", label, rows(slot.group.blocks), rows(group.blocks))
+  end
+  return group
+end
+
+local function check_loaded_state(key, own, given)
+  if type(given) ~= "table" then load_problem("no state for %s", key) end
+  for name, t in pairs(own) do
+    local other = given[name]
+    if not lib.is_tensor(other) or other.h == nil then load_problem("%s of %s is missing", name, key) end
+    if other:describe() ~= t:describe() then
+      load_problem("%s of %s is %s, needs %s", name, key, other:describe(), t:describe())
+    end
+  end
+  for name in pairs(given) do
+    if not own[name] then load_problem("%s has an unknown entry '%s'", key, tostring(name)) end
+  end
+end
+
+--- Go on where state_dict() was taken: step count, hyperparameters, moments. Everything is checked
+-- before anything is written. Parameters themselves are the model's to load.
+function MuonAdamW:load_state_dict(dict)
+  if type(dict) ~= "table" or type(dict.param_groups) ~= "table" or type(dict.state) ~= "table" then
+    load_problem("expected a table made by state_dict()")
+  end
+  if not lib.is_whole(dict.step) or dict.step < 0 then
+    load_problem("step = %s is not a whole number >= 0", tostring(dict.step))
+  end
+  if #dict.param_groups ~= #self.slots then
+    load_problem("%d groups, the optimizer has %d", #dict.param_groups, #self.slots)
+  end
+  local groups, known = {}, {}
+  for i, slot in ipairs(self.slots) do
+    groups[i] = check_loaded_group(slot, dict.param_groups[i])
+    banks.refresh(slot)
+    for j, key in ipairs(slot.keys) do
+      check_loaded_state(key, slot.state[j], dict.state[key])
+      known[key] = true
+    end
+  end
+  for key in pairs(dict.state) do
+    if not known[key] then load_problem("state for %s, which no group has", tostring(key)) end
+  end
+  local progress = { done = 0, interrupted = false }
+  for i, slot in ipairs(self.slots) do
+    for j, key in ipairs(slot.keys) do
+      for name, t in pairs(slot.state[j]) do write(progress, C.lm_copy, t.h, dict.state[key][name].h) end
+    end
+    for name, value in pairs(groups[i]) do slot.group[name] = value end
+  end
+  self.steps = dict.step
+  if progress.interrupted then C.lm_interrupt() end
+  return self
+end
+
+--- "MuonAdamW after 12 steps" and a line a group.
+function MuonAdamW:__tostring()
+  local lines = { ("MuonAdamW after %d steps"):format(self.steps) }
+  for i, slot in ipairs(self.slots) do
+    local elements, shape = 0, slot.kind == "muon" and " of " .. slot.params[1]:describe() or ""
+    for _, p in ipairs(slot.params) do elements = elements + p:numel() end
+    lines[#lines + 1] = ("  %s: %d parameters%s, %d elements, lr %g, weight_decay %g"):format(
+      options.group_label(i, slot.group), #slot.params, shape, elements, slot.group.lr, slot.group.weight_decay)
+  end
+  return table.concat(lines, "\n")
+end
+
+local optim = {}
+
+--- The optimizer; see the top of this file.
+optim.MuonAdamW = setmetatable({}, { __call = function(_, groups) return construct(groups) end })
+
+--- Polar Express coefficients, (a, b, c) a row.
+optim.polar_express_coefficients = options.polar_express
+
+--- Orthogonalise a matrix or a bank of them (K, rows, cols): the polar factor, nearly. how: ns_steps,
+-- precision, norm_scale, coefficients as in a Muon group.
+function optim.polar_express(t, how)
+  local group = options.complete_polar(how or {})
+  tensor.live(t, "polar_express")
+  local bank = t:dim() == 2 and t:unsqueeze(1) or t
+  local out = lib.result(C.lm_polar_express, bank:to("f32"):contiguous().h,
+    banks.polar_args(ffi.new("lm_polar_args"), group))
+  return t:dim() == 2 and out:squeeze(1) or out
+end
+
+return optim
