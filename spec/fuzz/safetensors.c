@@ -245,9 +245,8 @@ static void make_seeds(void) {
        "\"f\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[30,34]}}  ",
        34);
   take(&seeds[4],
-       " {\"late\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[3,12]},\n"
-       "  \"early\":{\"data_offsets\":[0,3],\"shape\":[3,1],\"dtype\":\"U8\"}}" +
-           1,
+       "{\"late\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[3,12]},\n"
+       "  \"early\":{\"data_offsets\":[0,3],\"shape\":[3,1],\"dtype\":\"U8\"}}",
        12);
 }
 
