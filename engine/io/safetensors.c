@@ -13,7 +13,8 @@
  *  - shape times dtype size, with overflow checked, is the range that the offsets give;
  *  - the ranges cover the data from its first byte to the end of the file: no hole, no overlap,
  *    nothing after the last tensor.
- * Memory for the parsed header is up to some twenty times the header's length.
+ *  - it has no more objects and lists than tensors' entries could need, which keeps memory for the
+ *    parsed header to some twenty times its length (an attacker's could take seventy-five).
  *
  * What the format allows and Lumuon has no tensors for (I64, say, or nine dims) is refused when
  * that tensor is read, not on opening: the other tensors of the file can still be had.
@@ -108,6 +109,24 @@ static int check_size(const lm_safetensors *file) {
 
 /* ---- the header ---- */
 
+/* An entry takes at least 51 bytes, {"dtype":"U8","shape":[],"data_offsets":[0,0]} with its name
+ * and a comma, and opens three objects and lists; the header and its metadata open two more. */
+static int check_openings(const lm_safetensors *file, const char *text, size_t length) {
+  size_t openings = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < length; i++) {
+    if (quoted && text[i] == '\\')
+      i++;
+    else if (text[i] == '"')
+      quoted = !quoted;
+    else if (!quoted && (text[i] == '{' || text[i] == '['))
+      openings++;
+  }
+  if (openings <= length / 16 + 2) return LM_OK;
+  return BAD(file, "%zu objects and lists in a header of %zu bytes: more than tensors could need",
+             openings, length);
+}
+
 static int parse_header(lm_safetensors *file) {
   json_error_t error;
   uint64_t length = 0;
@@ -121,6 +140,7 @@ static int parse_header(lm_safetensors *file) {
   file->data_start = LM__ST_PREFIX + length;
   const char *text = (const char *)file->map + LM__ST_PREFIX;
   if (length == 0 || text[0] != '{') return BAD(file, "the header does not start with '%c'", '{');
+  LM__TRY(check_openings(file, text, (size_t)length));
   file->header = json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES, &error);
   if (file->header) return LM_OK;
   if (json_error_code(&error) == json_error_out_of_memory)
