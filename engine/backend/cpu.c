@@ -25,6 +25,20 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(adamw_step)
     ENTRY(polar_express)
     ENTRY(muon_step)
+    ENTRY(embedding)
+    ENTRY(embedding_backward)
+    ENTRY(rms_norm)
+    ENTRY(rms_norm_backward)
+    ENTRY(rotary)
+    ENTRY(attention)
+    ENTRY(attention_backward)
+    ENTRY(cross_entropy)
+    ENTRY(cross_entropy_backward)
+    ENTRY(softmax)
+    ENTRY(scaled_add)
+    ENTRY(scaled_add_backward)
+    ENTRY(gated_add)
+    ENTRY(gated_add_backward)
 #undef ENTRY
 };
 /* clang-format on */
