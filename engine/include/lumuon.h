@@ -234,24 +234,28 @@ LM_API int lm_singular_values(lm_tensor **out, const lm_tensor *a);
 
 /* out (..., C) = table[idx]; table (V, C), idx i32 (...). An index outside 0..V-1 is LM_EINDEX. */
 LM_API int lm_embedding(lm_tensor **out, const lm_tensor *table, const lm_tensor *idx);
-/* grad_table[idx] += grad_out, in index order: the same bits whatever the threads. */
+/* grad_table[idx] += grad_out, in index order, a row summed in f32 and rounded once: the same bits
+ * whatever the threads. */
 LM_API int lm_embedding_backward(lm_tensor *grad_table, const lm_tensor *grad_out,
                                  const lm_tensor *idx);
 
 /* out = scale * x / sqrt(mean(x^2) + eps) over the last dim (Zhang & Sennrich 2019). eps < 0: the
- * dtype's machine epsilon. */
+ * dtype's machine epsilon (2^-23 for f32, 2^-7 for bf16). out may be x; grad_x may be grad_out or
+ * x. */
 LM_API int lm_rms_norm(lm_tensor **out, const lm_tensor *x, double eps, double scale);
 LM_API int lm_rms_norm_backward(lm_tensor **grad_x, const lm_tensor *grad_out, const lm_tensor *x,
                                 double eps, double scale);
 
 /* Rotary embedding, half-split (Su et al. 2021): x (B, T, H, D), cos and sin f32 (>= T, D/2).
- * y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos; inverse: the transposed rotation (its backward). */
+ * y1 = x1 cos + x2 sin, y2 = -x1 sin + x2 cos; inverse: the transposed rotation (its backward).
+ * out may be x. */
 LM_API int lm_rotary(lm_tensor **out, const lm_tensor *x, const lm_tensor *cos_table,
                      const lm_tensor *sin_table, int inverse);
 
 /* Causal attention with an online softmax (Dao et al. 2022): q (B, T, H, D), k and v
  * (B, T, Hkv, D) with H a multiple of Hkv; out like q; lse f32 (B, H, T). window: a token sees
- * itself and `window` before it; < 0: all. Never stores a T x T matrix. */
+ * itself and `window` before it; < 0: all. Never stores a T x T matrix. Interrupted, it leaves
+ * given results half-written, and so does its backward. */
 LM_API int lm_attention(lm_tensor **out, lm_tensor **lse, const lm_tensor *q, const lm_tensor *k,
                         const lm_tensor *v, double scale, int window);
 LM_API int lm_attention_backward(lm_tensor **grad_q, lm_tensor **grad_k, lm_tensor **grad_v,
@@ -260,28 +264,29 @@ LM_API int lm_attention_backward(lm_tensor **grad_q, lm_tensor **grad_k, lm_tens
                                  double scale, int window);
 
 /* Mean cross-entropy of softcap * tanh(logits / softcap) (softcap <= 0: of the logits) against
- * targets i32, over targets that are not -1. logits (N, Vpad): only the first vocab_size columns
- * count. loss: f32, no dims; lse: f32 (N). A target outside -1..vocab_size-1 is LM_EINDEX. No valid
+ * targets i32, over targets that are not -1. logits (..., Vpad), targets (...): only the first
+ * vocab_size columns count. loss: f32, no dims; lse: f32 (...). A target outside -1..vocab_size-1 is LM_EINDEX. No valid
  * target: loss is NaN, as in PyTorch. */
 LM_API int lm_cross_entropy(lm_tensor **loss, lm_tensor **lse, const lm_tensor *logits,
                             const lm_tensor *targets, int vocab_size, double softcap);
 /* grad_logits = grad_loss * d loss / d logits; may be the logits themselves (written in place);
- * padding columns get 0. grad_loss: f32, no dims or one element. */
+ * padding columns and rows without a target get 0. grad_loss: f32, no dims or one element. */
 LM_API int lm_cross_entropy_backward(lm_tensor **grad_logits, const lm_tensor *grad_loss,
                                      const lm_tensor *logits, const lm_tensor *targets,
                                      const lm_tensor *lse, int vocab_size, double softcap);
-/* Softmax over the last dim. */
+/* Softmax over the last dim; out may be a. */
 LM_API int lm_softmax(lm_tensor **out, const lm_tensor *a);
 
-/* out = a*x + b*y for one-element tensors a and b: the residual mix of nanochat's GPT. */
+/* out = a*x + b*y for one-element tensors a and b: the residual mix of nanochat's GPT. out may be x
+ * or y. */
 LM_API int lm_scaled_add(lm_tensor **out, const lm_tensor *a, const lm_tensor *x,
                          const lm_tensor *b, const lm_tensor *y);
 /* grad_a += sum(grad_out*x), grad_b += sum(grad_out*y); grad_x = a*grad_out; grad_y += b*grad_out.
- */
+ * A NULL among the four is not wanted. grad_x may be grad_out. */
 LM_API int lm_scaled_add_backward(lm_tensor *grad_a, lm_tensor **grad_x, lm_tensor *grad_b,
                                   lm_tensor *grad_y, const lm_tensor *grad_out, const lm_tensor *a,
                                   const lm_tensor *x, const lm_tensor *b, const lm_tensor *y);
-/* out = x + scale * sigmoid(gate) * y; x, y (..., H, D), gate (..., H). */
+/* out = x + scale * sigmoid(gate) * y; x, y (..., H, D), gate (..., H). out may be x or y. */
 LM_API int lm_gated_add(lm_tensor **out, const lm_tensor *x, const lm_tensor *gate,
                         const lm_tensor *y, double scale);
 /* grad_gate and grad_y; grad_x is grad_out itself. */

@@ -13,8 +13,7 @@ static int check_qkv(const char *op, const lm_tensor *q, const lm_tensor *k, con
                     lm__describe(q));
   if (k->ndim != 4 || k->shape[0] != q->shape[0] || k->shape[1] != q->shape[1] ||
       k->shape[3] != q->shape[3])
-    return lm__fail(LM_ESHAPE,
-                    "%s: k must have q's batch, time and head_dim: q is %s, k is %s", op,
+    return lm__fail(LM_ESHAPE, "%s: k must have q's batch, time and head_dim: q is %s, k is %s", op,
                     lm__describe(q), lm__describe(k));
   LM__TRY(lm__need_shape(op, "v", v, 4, k->shape));
   const long long heads = q->shape[2], kv_heads = k->shape[2];
@@ -22,7 +21,8 @@ static int check_qkv(const char *op, const lm_tensor *q, const lm_tensor *k, con
     return lm__fail(LM_ESHAPE,
                     "%s: the heads of q must be a multiple of those of k and v, got %lld and %lld",
                     op, heads, kv_heads);
-  if (isnan(scale) || isinf(scale)) return lm__fail(LM_EINVAL, "%s: scale is %g", op, scale);
+  if (isnan(scale) || isinf(scale))
+    return lm__fail(LM_EINVAL, "%s: scale must be finite, got %g", op, scale);
   return LM_OK;
 }
 
@@ -86,8 +86,8 @@ int lm_attention_backward(lm_tensor **grad_q, lm_tensor **grad_k, lm_tensor **gr
       status = lm__need_apart(op, *grads[i], "another result", *grads[j], false);
   }
   if (status == LM_OK)
-    status = backend->attention_backward(*grad_q, *grad_k, *grad_v, grad_out, q, k, v, out, lse,
-                                         &args);
+    status =
+        backend->attention_backward(*grad_q, *grad_k, *grad_v, grad_out, q, k, v, out, lse, &args);
   for (int i = 0; i < 3; i++) (void)lm__finish(grads[i], fresh[i], status);
   return status;
 }

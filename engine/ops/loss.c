@@ -15,7 +15,7 @@ static int check_logits(const char *op, const lm_tensor *logits, const lm_tensor
     return lm__fail(LM_EINVAL, "%s: vocab_size %d is not in 1..%lld, the columns of logits %s", op,
                     vocab_size, columns, lm__describe(logits));
   if (isnan(*softcap) || isinf(*softcap))
-    return lm__fail(LM_EINVAL, "%s: softcap is %g; 0 is none", op, *softcap);
+    return lm__fail(LM_EINVAL, "%s: softcap must be finite (0: none), got %g", op, *softcap);
   if (*softcap < 0) *softcap = 0;
   return LM_OK;
 }
@@ -29,8 +29,8 @@ int lm_cross_entropy(lm_tensor **loss, lm_tensor **lse, const lm_tensor *logits,
   LM__OP(backend, cross_entropy, logits->device);
   LM__TRY(check_logits(op, logits, targets, vocab_size, &softcap));
   LM__TRY(lm__prepare_out(op, loss, &fresh_loss, LM_F32, logits->device, 0, NULL));
-  int status = lm__prepare_out(op, lse, &fresh_lse, LM_F32, logits->device, targets->ndim,
-                               targets->shape);
+  int status =
+      lm__prepare_out(op, lse, &fresh_lse, LM_F32, logits->device, targets->ndim, targets->shape);
   if (status == LM_OK) status = lm__need_contiguous(op, "lse", *lse);
   if (status == LM_OK) status = lm__need_apart(op, *lse, "logits", logits, false);
   if (status == LM_OK) status = lm__need_apart(op, *lse, "targets", targets, false);

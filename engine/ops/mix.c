@@ -77,7 +77,8 @@ static int check_gate(const char *op, const lm_tensor *gate, const lm_tensor *y,
   LM__TRY(lm__need_activation(op, "y", y));
   if (y->ndim == 0) return lm__fail(LM_ESHAPE, "%s: y needs at least 1 dim", op);
   LM__TRY(lm__need_shape(op, "gate", gate, y->ndim - 1, y->shape));
-  if (isnan(scale) || isinf(scale)) return lm__fail(LM_EINVAL, "%s: scale is %g", op, scale);
+  if (isnan(scale) || isinf(scale))
+    return lm__fail(LM_EINVAL, "%s: scale must be finite, got %g", op, scale);
   return LM_OK;
 }
 

@@ -6,8 +6,10 @@
 static int check_rms_norm(const char *op, const lm_tensor *x, double *eps, double scale) {
   LM__TRY(lm__need_activation(op, "x", x));
   if (x->ndim == 0) return lm__fail(LM_ESHAPE, "%s: x needs at least 1 dim", op);
-  if (isnan(*eps) || isinf(*eps)) return lm__fail(LM_EINVAL, "%s: eps is %g", op, *eps);
-  if (isnan(scale) || isinf(scale)) return lm__fail(LM_EINVAL, "%s: scale is %g", op, scale);
+  if (isnan(*eps) || isinf(*eps))
+    return lm__fail(LM_EINVAL, "%s: eps must be finite, got %g", op, *eps);
+  if (isnan(scale) || isinf(scale))
+    return lm__fail(LM_EINVAL, "%s: scale must be finite, got %g", op, scale);
   if (*eps < 0) *eps = x->dtype == LM_BF16 ? 0.0078125 : 1.1920928955078125e-07;
   return LM_OK;
 }

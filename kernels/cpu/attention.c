@@ -13,8 +13,8 @@ typedef struct forward_args {
   int64_t tiles; /* of queries in a sequence */
 } forward_args;
 
-/* Scores to exp(score - maximum); maximum and sum brought up to date; what is summed so far is to be
- * scaled by `decay`. */
+/* Scores to exp(score - maximum); maximum and sum brought up to date; what is summed so far is to
+ * be scaled by `decay`. */
 static void softmax_tile(float *restrict scores, int64_t keys, float *restrict most,
                          float *restrict sum, float *restrict decay) {
   float higher[LM__QUERIES], total[LM__QUERIES];

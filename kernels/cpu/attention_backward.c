@@ -74,12 +74,12 @@ static void backward_tile(query_tile *t, const backward_args *a, float *grad_k, 
                      &(lm__tile){k, ld, t->q_columns, lanes, t->scores, lanes});
     lm__mask_scores(h, t->scores, keys, key, t->first);
     softmax_slopes(t->scores, t->slopes, keys, t->lse, t->delta);
-    lm__tile_product(false, true, keys, padded, lanes,
-                     &(lm__tile){t->scores, lanes, t->grad_rows, padded, grad_v + key * padded,
-                                 padded});
-    lm__tile_product(false, true, keys, padded, lanes,
-                     &(lm__tile){t->slopes, lanes, t->q_rows, padded, grad_k + key * padded,
-                                 padded});
+    lm__tile_product(
+        false, true, keys, padded, lanes,
+        &(lm__tile){t->scores, lanes, t->grad_rows, padded, grad_v + key * padded, padded});
+    lm__tile_product(
+        false, true, keys, padded, lanes,
+        &(lm__tile){t->slopes, lanes, t->q_rows, padded, grad_k + key * padded, padded});
     lm__tile_product(true, true, dim, lanes, keys,
                      &(lm__tile){k, ld, t->slopes, lanes, t->grad_q, lanes});
   }

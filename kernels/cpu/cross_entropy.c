@@ -20,8 +20,8 @@ typedef struct loss_args {
 static inline void load_capped(float *restrict z, const loss_args *a, int64_t row, int64_t at,
                                int64_t n) {
   const float cap = a->cap;
-  lm__load(z, a->logits + (row * a->columns + at) * lm_dtype_size(a->logits_dtype),
-           a->logits_dtype, 1, n);
+  lm__load(z, a->logits + (row * a->columns + at) * lm_dtype_size(a->logits_dtype), a->logits_dtype,
+           1, n);
   if (!(cap > 0)) return;
   LM_SIMD
   for (int64_t i = 0; i < n; i++) z[i] = lm_softcapf(z[i], cap);

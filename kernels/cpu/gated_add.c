@@ -15,7 +15,7 @@ typedef struct gate_args {
 static void gate_row(const gate_args *a, int64_t row) {
   const int64_t c = a->columns, x_size = lm_dtype_size(a->x_dtype);
   const int64_t y_size = lm_dtype_size(a->y_dtype), out_size = lm_dtype_size(a->out_dtype);
-  float in_x[LM__CHUNK], in_y[LM__CHUNK], result[LM__CHUNK], gate;
+  float in_x[LM__CHUNK], in_y[LM__CHUNK], result[LM__CHUNK], gate = 0;
   double sum = 0;
   lm__load(&gate, a->gate + row * lm_dtype_size(a->gate_dtype), a->gate_dtype, 1, 1);
   const float s = lm_sigmoidf(gate), factor = a->scale * s;

@@ -38,8 +38,8 @@ static void norm_row(const norm_args *a, int64_t row) {
     const float *v = lm__as_f32(x_buffer, x + at * x_size, a->x_dtype, 1, n);
     squares += square_sum(v, n);
     if (a->grad)
-      products += product_sum(
-          v, lm__as_f32(grad_buffer, grad + at * grad_size, a->grad_dtype, 1, n), n);
+      products +=
+          product_sum(v, lm__as_f32(grad_buffer, grad + at * grad_size, a->grad_dtype, 1, n), n);
   }
   const float r = 1.0f / sqrtf((float)(squares / (double)c) + a->eps), s = a->scale * r;
   const float t = s * r * r * (float)(products / (double)c);

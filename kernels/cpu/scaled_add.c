@@ -14,7 +14,7 @@ typedef struct mix_args {
 } mix_args;
 
 static float scalar(const lm_tensor *t) {
-  float value;
+  float value = 0;
   lm__load(&value, lm__data(t), t->dtype, 1, 1);
   return value;
 }

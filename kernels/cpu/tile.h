@@ -1,8 +1,8 @@
 /* Products and transposes of small f32 tiles that lie in cache.
  *
- * C (m, n) (+)= A (m, k) B (k, n): elements of A are broadcast, rows of B and C are vectors, so only
- * B needs a layout: rows of whole vectors. A is read where it lies, by rows or by columns, which is
- * what lets attention use K and V as they are.
+ * C (m, n) (+)= A (m, k) B (k, n): elements of A are broadcast, rows of B and C are vectors, so
+ * only B needs a layout: rows of whole vectors. A is read where it lies, by rows or by columns,
+ * which is what lets attention use K and V as they are.
  */
 #ifndef LM_KERNELS_CPU_TILE_H
 #define LM_KERNELS_CPU_TILE_H
@@ -47,8 +47,7 @@ LM__INLINE void lm__tile_block(const int rows, const int vectors, const bool by_
   for (int64_t i = 0; i < k; i++) {
     lm__vector row[LM__TILE_VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++)
-      row[v] = *(const lm__vector *)(b + i * ldb + v * LM__LANES);
+    for (int v = 0; v < vectors; v++) row[v] = *(const lm__vector *)(b + i * ldb + v * LM__LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
       const float x = by_column ? a[i * lda + r] : a[r * lda + i];
@@ -59,8 +58,7 @@ LM__INLINE void lm__tile_block(const int rows, const int vectors, const bool by_
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++)
-      *(lm__vector *)(c + r * ldc + v * LM__LANES) = sum[r][v];
+    for (int v = 0; v < vectors; v++) *(lm__vector *)(c + r * ldc + v * LM__LANES) = sum[r][v];
 }
 
 LM__INLINE void lm__tile_rows(const int rows, const bool by_column, const bool add, int64_t n,
@@ -81,8 +79,8 @@ LM__INLINE void lm__tile_product(const bool by_column, const bool add, int64_t m
     lm__tile_rows(LM__TILE_ROWS, by_column, add, n, k, t->a + r * step, t->lda, t->b, t->ldb,
                   t->c + r * t->ldc, t->ldc);
   for (; r < m; r++)
-    lm__tile_rows(1, by_column, add, n, k, t->a + r * step, t->lda, t->b, t->ldb,
-                  t->c + r * t->ldc, t->ldc);
+    lm__tile_rows(1, by_column, add, n, k, t->a + r * step, t->lda, t->b, t->ldb, t->c + r * t->ldc,
+                  t->ldc);
 }
 
 /* dst (cols, rows) = src (rows, cols) transposed; rows and cols multiples of 4. */

@@ -5,9 +5,7 @@
 #include "math/functions.h"
 
 /* cap * tanh(x / cap); cap 0: x. */
-LM_MATH float lm_softcapf(float x, float cap) {
-  return cap > 0 ? cap * lm_tanhf(x / cap) : x;
-}
+LM_MATH float lm_softcapf(float x, float cap) { return cap > 0 ? cap * lm_tanhf(x / cap) : x; }
 
 /* d softcap(x) / dx = 1 - tanh(x / cap)^2, from z = softcap(x). */
 LM_MATH float lm_softcap_gradf(float z, float cap) {
