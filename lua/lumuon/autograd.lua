@@ -53,7 +53,9 @@ function autograd.define(name, forward, backward)
       return forward(nil, a, b, c, d, e, f, g)
     end
     local node = { a, b, c, d, e, f, g, id = 0, def = def, grad = false }
-    return record(def, node, forward(node, a, b, c, d, e, f, g))
+    local out = forward(node, a, b, c, d, e, f, g)
+    if out == a then return a end -- nothing to do: x:contiguous() of a contiguous x
+    return record(def, node, out)
   end
 end
 
@@ -219,7 +221,9 @@ function T.backward(t, grad)
     raise("backward: nothing here requires a gradient (made inside lm.no_grad, or of no lm.parameter)")
   end
   if grad == nil then
-    if t:numel() ~= 1 then raise("backward: %s has %d elements; give the gradient to start from", t:describe(), t:numel()) end
+    if t:numel() ~= 1 then
+      raise("backward: %s has %d elements; give the gradient to start from", t:describe(), t:numel())
+    end
     grad = tensor.zeros_like(t):fill(1)
   elseif not (is_tensor(grad) and same_shape(grad, t)) then
     raise("backward: the gradient must have the tensor's shape %s", t:describe())

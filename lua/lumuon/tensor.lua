@@ -75,7 +75,9 @@ local function put_shape(sizes, what)
   if #sizes > MAX_DIMS then raise("%s: %d dims; a tensor has at most %d", what, #sizes, MAX_DIMS) end
   for d = 1, #sizes do
     local n = sizes[d]
-    if not is_whole(n) or n < 0 then raise("%s: size %s of dim %d is not a whole number >= 0", what, tostring(n), d) end
+    if not is_whole(n) or n < 0 then
+      raise("%s: size %s of dim %d is not a whole number >= 0", what, tostring(n), d)
+    end
     shape_box[d - 1] = n
   end
   return #sizes
@@ -221,7 +223,9 @@ local Generator = {}
 Generator.__index = Generator
 tensor.Generator = setmetatable({}, {
   __call = function(_, seed, stream)
-    if not is_whole(seed) or seed < 0 then raise("Generator: seed must be a whole number >= 0, got %s", tostring(seed)) end
+    if not is_whole(seed) or seed < 0 then
+      raise("Generator: seed must be a whole number >= 0, got %s", tostring(seed))
+    end
     return setmetatable({ seed = seed, stream = stream or 0, position = 0 }, Generator)
   end,
 })
@@ -290,7 +294,8 @@ function T.narrow(t, dim, start, length)
   end
   local from = start < 0 and size + start or start - 1
   if from < 0 or start == 0 or from + length > size then
-    raise("narrow: %d elements from %d do not lie in dim %d of size %d of %s", length, start, d + 1, size, t:describe())
+    raise("narrow: %d elements from %d do not lie in dim %d of size %d of %s", length, start, d + 1, size,
+      t:describe())
   end
   shape_box[d] = length
   return result(C.lm_tensor_view, t.h, n, shape_box, stride_box, from * C.lm_tensor_stride(t.h, d))
@@ -301,7 +306,8 @@ function T.select(t, dim, index)
   local d = dim_index(t, dim, "select")
   local n, size = copy_layout(t), C.lm_tensor_size(t.h, d)
   if not is_whole(index) or index == 0 or index > size or index < -size then
-    raise("select: index %s is not in 1..%d or -%d..-1 of dim %d of %s", tostring(index), size, size, d + 1, t:describe())
+    raise("select: index %s is not in 1..%d or -%d..-1 of dim %d of %s", tostring(index), size, size, d + 1,
+      t:describe())
   end
   local from = index < 0 and size + index or index - 1
   local offset = from * C.lm_tensor_stride(t.h, d)
@@ -501,7 +507,9 @@ function T.item(t, ...)
   local n = select("#", ...)
   live(t, "item")
   if n == 0 then
-    if t:numel() ~= 1 then raise("item: %s has %d elements; give indices, or use :tolist()", t:describe(), t:numel()) end
+    if t:numel() ~= 1 then
+      raise("item: %s has %d elements; give indices, or use :tolist()", t:describe(), t:numel())
+    end
     for d = 0, t:dim() - 1 do index_box[d] = 0 end
   else
     if n ~= t:dim() then raise("item: %d indices for %s", n, t:describe()) end
