@@ -19,7 +19,8 @@ end
 
 show("as drawn", x)
 for step = 0, o.steps do
-  show(step == 0 and "scaled" or "step " .. step, lm.optim.polar_express(x, { ns_steps = step, precision = o.precision }))
+  local y = lm.optim.polar_express(x, { ns_steps = step, precision = o.precision })
+  show(step == 0 and "scaled" or "step " .. step, y)
 end
 
 -- At the prompt (./lumuon repl recipes/polar.lua) x and show are there to play with.

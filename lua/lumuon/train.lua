@@ -83,7 +83,9 @@ function Log:finish(entry)
     local line = ('{"step": %d, "loss": %s, "lr_multiplier": %s, "ms": %s, "tokens_per_second": %s%s}\n'):format(
       entry.step, json_number(entry.loss), json_number(entry.lr), json_number(seconds * 1e3), json_number(speed),
       entry.val_loss and (', "val_loss": %s'):format(json_number(entry.val_loss)) or "")
-    if not self.file:write(line) or not self.file:flush() then raise("out: writing log.jsonl failed; is the disk full?") end
+    if not self.file:write(line) or not self.file:flush() then
+      raise("out: writing log.jsonl failed; is the disk full?")
+    end
   end
   if entry.step % self.every == 0 or entry.step == 1 or entry.step == self.steps or entry.val_loss then
     local left = (self.steps - entry.step) * self.seconds / self.done
