@@ -17,14 +17,16 @@ local function check(what, ...)
 end
 
 --- Rows of table (V, C) at idx, i32 (...): (..., C).
-nn.embedding = define("embedding", function(_, table_, idx)
+nn.embedding = define("embedding", function(node, table_, idx)
   check("embedding", table_, idx)
-  return result(C.lm_embedding, table_.h, idx.h)
+  idx = raw.contiguous(idx)
+  if node then node.idx = idx end
+  return result(C.lm_embedding, raw.contiguous(table_).h, idx.h)
 end, function(node, g)
   local table_ = node[1]
   local sum = grad_of_leaf(table_)
   local fresh = not sum and tensor.zeros_like(table_) or nil
-  call(C.lm_embedding_backward, (sum or fresh).h, g.h, node[2].h)
+  call(C.lm_embedding_backward, (sum or fresh).h, raw.contiguous(g).h, node.idx.h)
   return fresh
 end)
 

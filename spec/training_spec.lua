@@ -1,0 +1,78 @@
+-- Whole training runs: nanochat's 40 golden steps, determinism, memory.
+local lm = require "lumuon"
+local json = require "dkjson"
+package.path = package.path .. ";recipes/?.lua"
+local nanochat = require "parts.nanochat"
+
+--- Train the golden run's model; returns its losses and the model.
+local function golden_run(file, changes)
+  local t, meta = lm.safetensors.load("spec/fixtures/" .. file .. ".safetensors")
+  local config = json.decode(meta.config)
+  config.preset = meta.version
+  for name, value in pairs(changes.model or {}) do config[name] = value end
+  local model = lm.models.gpt.GPT(config)
+  for name, p in model:named_parameters() do p:copy(assert(t["init." .. name], name)) end
+  local groups = nanochat.param_groups(model, { matrices = { weight_decay = 0.2, precision = changes.precision } })
+  groups.model = model
+  local opt = lm.optim.MuonAdamW(groups)
+  local steps = tonumber(meta.steps)
+  local schedule = nanochat.schedule("seed") -- the golden runs of both versions use it
+  local losses = {}
+  for step = 0, steps - 1 do
+    losses[step + 1] = lm.scope(function()
+      local tokens = t.tokens:select(1, step + 1)
+      local T = tokens:size(2) - 1
+      local loss = model:forward(tokens:narrow(2, 1, T), tokens:narrow(2, 2, T))
+      loss:backward()
+      for _, g in ipairs(opt.param_groups) do
+        g.lr = g.initial_lr * nanochat.lr_multiplier(step, steps, schedule)
+        if g.kind == "muon" then
+          g.momentum = nanochat.muon_momentum(step, steps, schedule)
+          g.weight_decay = nanochat.weight_decay(step, steps, 0.2, "seed")
+        end
+      end
+      opt:step()
+      opt:zero_grad()
+      return loss:item()
+    end)
+  end
+  return losses, model, t
+end
+
+for _, version in ipairs { "seed", "head" } do
+  describe(version .. "_training", function()
+    it("follows the f64 losses within 1e-5 at every one of 40 steps, in f32", function()
+      local losses, model, t = golden_run(version .. "_training", { precision = "f32" })
+      local golden = t["loss.f64"]:tolist()
+      for i = 1, #golden do
+        local off = math.abs(losses[i] - golden[i])
+        assert.is_true(off < 1e-5, ("step %d: %.8f beside %.8f"):format(i, losses[i], golden[i]))
+      end
+      for name, p in model:named_parameters() do
+        local final, init = t["final." .. name], t["init." .. name]
+        local off, moved = (p:detach() - final):norm():item(), (final - init):norm():item()
+        assert.is_true(off <= 1e-3 * moved, ("%s: off by %.2e of %.2e moved"):format(name, off, moved))
+      end
+    end)
+
+    it("stays as near to f64 as nanochat's own bf16 run, with bf16 orthogonalisation", function()
+      local losses, _, t = golden_run(version .. "_training", { precision = "bf16" })
+      local golden, theirs = t["loss.f64"]:tolist(), t["loss.bf16"]:tolist()
+      local ours_off, theirs_off = 0, 0
+      for i = 1, #golden do
+        ours_off = ours_off + (losses[i] - golden[i]) ^ 2
+        theirs_off = theirs_off + (theirs[i] - golden[i]) ^ 2
+      end
+      assert.is_true(ours_off <= theirs_off, ("%.3e beside %.3e"):format(math.sqrt(ours_off), math.sqrt(theirs_off)))
+    end)
+
+    it("gives the same bits twice", function()
+      local a, model_a = golden_run(version .. "_training", { precision = "f32" })
+      local b, model_b = golden_run(version .. "_training", { precision = "f32" })
+      assert.same(a, b)
+      for name, p in model_a:named_parameters() do
+        assert.equal(0, p:detach():ne(model_b.by_name[name]:detach()):sum():item(), name)
+      end
+    end)
+  end)
+end
