@@ -21,6 +21,7 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(count_nonfinite)
     ENTRY(random_uniform)
     ENTRY(random_normal)
+    ENTRY(singular_values)
     ENTRY(matmul)
     ENTRY(adamw_step)
     ENTRY(polar_express)

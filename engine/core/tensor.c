@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "math/float.h"
 
 /* ---- what messages say ---- */
 
@@ -163,6 +164,76 @@ int lm_tensor_shares_storage(const lm_tensor *a, const lm_tensor *b) {
   return a && b && a->storage == b->storage;
 }
 
+/* ---- one element ---- */
+
+static int locate(const char *op, const lm_tensor *t, const int64_t *index, void **element) {
+  int64_t offset = 0;
+  if (t->device != LM_CPU)
+    return lm__fail(LM_EDEVICE, "%s: %s lies on %s; use :to(\"cpu\")", op, lm__describe(t),
+                    lm_device_name(t->device));
+  for (int d = 0; d < t->ndim; d++) {
+    if (index[d] < 0 || index[d] >= t->shape[d])
+      return lm__fail(LM_EINDEX, "%s: index %lld of dim %d is not in 1..%lld of %s", op,
+                      (long long)index[d] + 1, d + 1, (long long)t->shape[d], lm__describe(t));
+    offset += index[d] * t->strides[d];
+  }
+  *element = (char *)lm__data(t) + offset * lm_dtype_size(t->dtype);
+  return LM_OK;
+}
+
+int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index) {
+  void *p = NULL;
+  LM__TRY(lm__begin("get", 1, t));
+  LM__TRY(locate("get", t, index, &p));
+  switch (t->dtype) {
+    case LM_F32:
+      *out = (double)*(const float *)p;
+      break;
+    case LM_BF16:
+      *out = (double)lm_bf16_to_f32(*(const uint16_t *)p);
+      break;
+    case LM_F16:
+      *out = (double)lm_f16_to_f32(*(const uint16_t *)p);
+      break;
+    case LM_I32:
+      *out = *(const int32_t *)p;
+      break;
+    case LM_U16:
+      *out = *(const uint16_t *)p;
+      break;
+    default:
+      *out = *(const uint8_t *)p;
+  }
+  return LM_OK;
+}
+
+int lm_tensor_set(lm_tensor *t, const int64_t *index, double value) {
+  void *p = NULL;
+  LM__TRY(lm__begin("set", 1, t));
+  LM__TRY(locate("set", t, index, &p));
+  LM__TRY(lm__need_in_range("set", t->dtype, value));
+  switch (t->dtype) {
+    case LM_F32:
+      *(float *)p = (float)value;
+      break;
+    case LM_BF16:
+      *(uint16_t *)p = lm_f32_to_bf16((float)value);
+      break;
+    case LM_F16:
+      *(uint16_t *)p = lm_f32_to_f16((float)value);
+      break;
+    case LM_I32:
+      *(int32_t *)p = (int32_t)value;
+      break;
+    case LM_U16:
+      *(uint16_t *)p = (uint16_t)value;
+      break;
+    default:
+      *(uint8_t *)p = (uint8_t)value;
+  }
+  return LM_OK;
+}
+
 /* ---- what entry points check ---- */
 
 int lm__begin(const char *op, int n, ...) {
@@ -198,6 +269,7 @@ int lm__prepare_out(const char *op, lm_tensor **out, bool *fresh, int dtype, int
   if (dtype >= 0 && (*out)->dtype != dtype)
     return lm__fail(LM_EDTYPE, "%s: the result must be %s, got %s", op, lm_dtype_name(dtype),
                     lm__describe(*out));
+  LM__TRY(lm__need_writable(op, *out));
   return lm__need_shape(op, "the result", *out, ndim, shape);
 }
 
@@ -233,4 +305,46 @@ int lm__need_shape(const char *op, const char *name, const lm_tensor *t, int ndi
   if (same) return LM_OK;
   return lm__fail(LM_ESHAPE, "%s: %s must have shape %s, got %s", op, name,
                   lm__shape_string(ndim, shape), lm__shape_string(t->ndim, t->shape));
+}
+
+int lm__need_in_range(const char *op, int dtype, double value) {
+  if (lm__is_float(dtype)) return LM_OK;
+  const double low = dtype == LM_I32 ? -2147483648.0 : 0;
+  const double high = dtype == LM_I32 ? 2147483647.0 : dtype == LM_U16 ? 65535.0 : 255.0;
+  if (value >= low && value <= high && value == (double)(int64_t)value) return LM_OK;
+  return lm__fail(LM_EINVAL, "%s: %.10g does not fit %s, whole numbers from %.0f to %.0f", op,
+                  value, lm_dtype_name(dtype), low, high);
+}
+
+int lm__need_writable(const char *op, const lm_tensor *t) {
+  for (int d = 0; d < t->ndim; d++)
+    if (t->strides[d] == 0 && t->shape[d] > 1)
+      return lm__fail(LM_ESHAPE,
+                      "%s: cannot write into %s: it was expanded along dim %d, where all elements "
+                      "are one; use :clone() first",
+                      op, lm__describe(t), d + 1);
+  return LM_OK;
+}
+
+/* ---- operands that share memory ---- */
+
+/* Bytes from the storage's start: the first byte of t's elements and the one behind the last. */
+static void extent(const lm_tensor *t, int64_t *first, int64_t *end) {
+  const int64_t size = lm_dtype_size(t->dtype);
+  int64_t last = t->offset;
+  for (int d = 0; d < t->ndim; d++) last += (t->shape[d] - 1) * t->strides[d];
+  *first = t->offset * size;
+  *end = (last + 1) * size;
+}
+
+bool lm__partly_shared(const lm_tensor *out, const lm_tensor *in) {
+  int64_t first = 0, end = 0, in_first = 0, in_end = 0;
+  if (out->storage != in->storage || lm__numel(out) == 0 || lm__numel(in) == 0) return false;
+  extent(out, &first, &end);
+  extent(in, &in_first, &in_end);
+  if (first >= in_end || in_first >= end) return false;
+  bool same = out->dtype == in->dtype && out->offset == in->offset && lm__same_shape(out, in);
+  for (int d = 0; d < out->ndim && same; d++)
+    same = out->shape[d] == 1 || out->strides[d] == in->strides[d];
+  return !same;
 }

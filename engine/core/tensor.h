@@ -50,5 +50,14 @@ int lm__need_dtype(const char *op, const char *name, const lm_tensor *t, int dty
 int lm__need_float(const char *op, const char *name, const lm_tensor *t);
 int lm__need_shape(const char *op, const char *name, const lm_tensor *t, int ndim,
                    const int64_t *shape);
+/* Refuse what an integer dtype cannot hold exactly; floats take anything. */
+int lm__need_in_range(const char *op, int dtype, double value);
+/* Refuse a broadcast view as a result: several of its elements are one. */
+int lm__need_writable(const char *op, const lm_tensor *t);
+
+/* Does writing out element by element change elements of `in` that are still to be read? False
+ * where they have no byte in common and where they are the same elements in the same order. Where
+ * only the spans overlap the answer is true, to be safe. */
+bool lm__partly_shared(const lm_tensor *out, const lm_tensor *in);
 
 #endif

@@ -138,14 +138,15 @@ LM_API int lm_tensor_set(lm_tensor *t, const int64_t *index, double value);
 LM_API int lm_fill(lm_tensor *t, double value);
 /* t[i] = start + i * step, 1-D. */
 LM_API int lm_arange(lm_tensor *t, double start, double step);
-/* Philox4x32-10 (Salmon et al. 2011): element i is number `position + i` of (seed, stream). */
+/* Philox4x32-10 (Salmon et al. 2011): element i is number `position + i` of (seed, stream). In
+ * [low, high); integer dtypes take whole numbers low < high. */
 LM_API int lm_random_uniform(lm_tensor *t, double low, double high, uint64_t seed, uint64_t stream,
                              uint64_t position);
 /* Box-Muller over the same stream. f32, bf16 or f16. */
 LM_API int lm_random_normal(lm_tensor *t, double mean, double std, uint64_t seed, uint64_t stream,
                             uint64_t position);
-/* dst = src, cast to dst's dtype, src broadcast to dst's shape; any strides, any overlap but of
- * partly shared elements. f32 to integers truncates and is refused for values out of range. */
+/* dst = src, cast to dst's dtype, src broadcast to dst's shape; any strides, any overlap. To
+ * integers truncates; values out of range, and NaN, are refused. */
 LM_API int lm_copy(lm_tensor *dst, const lm_tensor *src);
 
 /* ---- elementwise
@@ -209,10 +210,12 @@ LM_API int lm_axpy(lm_tensor *y, double alpha, const lm_tensor *x);
 
 enum lm_reduce_op { LM_SUM, LM_MEAN, LM_MAX, LM_MIN, LM_PROD, LM_NORM, LM_REDUCE_OPS };
 /* out = op over the dims whose bit is set in dims (bit d for dim d); keepdim keeps them as 1.
- * Sums in f32 over short runs, f64 across them. Result f32 (a's dtype for floats). Fixed order:
- * the same bits whatever the threads. LM_NORM: sqrt of the sum of squares. */
+ * Accumulated in f64; result f32 (a's dtype for floats). Fixed order:
+ * the same bits whatever the threads. A NaN wins in max and min, which refuse to reduce nothing.
+ * LM_NORM: sqrt of the sum of squares. */
 LM_API int lm_reduce(lm_tensor **out, int op, const lm_tensor *a, uint32_t dims, int keepdim);
-/* out (i32) = index of the largest (LM_MAX) or smallest (LM_MIN) along dim, first of equals. */
+/* out (i32) = index of the largest (LM_MAX) or smallest (LM_MIN) along dim, first of equals;
+ * a NaN is both. */
 LM_API int lm_arg_reduce(lm_tensor **out, int op, const lm_tensor *a, int dim, int keepdim);
 /* How many elements are NaN or Inf. */
 LM_API int lm_count_nonfinite(double *out, const lm_tensor *a);

@@ -43,6 +43,17 @@ static const char *const binary_names[LM_BINARY_OPS] = {
     [LM_RELU2_GRAD] = "relu2_grad",
 };
 
+/* Where writing out would change elements of *in before they are read, put a copy in its place;
+ * *copy is to be freed. */
+static int set_apart(const lm_tensor *out, const lm_tensor **in, lm_tensor **copy) {
+  *copy = NULL;
+  if (!lm__partly_shared(out, *in)) return LM_OK;
+  LM__TRY(lm_tensor_new(copy, (*in)->dtype, (*in)->device, (*in)->ndim, (*in)->shape));
+  LM__TRY(lm__finish(copy, true, lm__backend((*in)->device)->copy(*copy, *in)));
+  *in = *copy;
+  return LM_OK;
+}
+
 int lm_unary(lm_tensor **out, int op, const lm_tensor *a) {
   const lm__backend_table *backend;
   bool fresh = false;
@@ -52,7 +63,11 @@ int lm_unary(lm_tensor **out, int op, const lm_tensor *a) {
   const int dtype = op == LM_ISFINITE ? LM_U8 : lm__is_float(a->dtype) ? a->dtype : LM_F32;
   LM__TRY(lm__prepare_out(unary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, a->ndim,
                           a->shape));
-  return lm__finish(out, fresh, backend->unary(*out, op, a));
+  lm_tensor *copy = NULL;
+  int status = set_apart(*out, &a, &copy);
+  if (status == LM_OK) status = backend->unary(*out, op, a);
+  lm_tensor_free(copy);
+  return lm__finish(out, fresh, status);
 }
 
 /* The dtype of a op b: see lumuon.h. */
@@ -84,7 +99,13 @@ int lm_binary(lm_tensor **out, int op, const lm_tensor *a, const lm_tensor *b) {
   LM__TRY(lm__prepare_out(binary_names[op], out, &fresh,
                           LM__ANY_BUT(binary_dtype(op, a->dtype, b->dtype)), a->device, ndim,
                           shape));
-  return lm__finish(out, fresh, backend->binary(*out, op, a, b));
+  lm_tensor *copy_a = NULL, *copy_b = NULL;
+  int status = set_apart(*out, &a, &copy_a);
+  if (status == LM_OK) status = set_apart(*out, &b, &copy_b);
+  if (status == LM_OK) status = backend->binary(*out, op, a, b);
+  lm_tensor_free(copy_a);
+  lm_tensor_free(copy_b);
+  return lm__finish(out, fresh, status);
 }
 
 int lm_binary_scalar(lm_tensor **out, int op, const lm_tensor *a, double value, int reversed) {
@@ -100,7 +121,11 @@ int lm_binary_scalar(lm_tensor **out, int op, const lm_tensor *a, double value, 
                                                           : LM_F32);
   LM__TRY(lm__prepare_out(binary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, a->ndim,
                           a->shape));
-  return lm__finish(out, fresh, backend->binary_scalar(*out, op, a, (float)value, reversed));
+  lm_tensor *copy = NULL;
+  int status = set_apart(*out, &a, &copy);
+  if (status == LM_OK) status = backend->binary_scalar(*out, op, a, (float)value, reversed);
+  lm_tensor_free(copy);
+  return lm__finish(out, fresh, status);
 }
 
 /* src has dst's shape or broadcasts to it. */
@@ -115,29 +140,59 @@ static int broadcasts_to(const char *op, const lm_tensor *dst, const lm_tensor *
 
 int lm_axpy(lm_tensor *y, double alpha, const lm_tensor *x) {
   const lm__backend_table *backend;
+  lm_tensor *copy = NULL;
   LM__TRY(lm__begin("axpy", 2, y, x));
   LM__OP(backend, axpy, y->device);
+  LM__TRY(lm__need_writable("axpy", y));
   LM__TRY(broadcasts_to("axpy", y, x));
-  return backend->axpy(y, (float)alpha, x);
+  LM__TRY(set_apart(y, &x, &copy));
+  const int status = backend->axpy(y, (float)alpha, x);
+  lm_tensor_free(copy);
+  return status;
+}
+
+/* One of src's extremes as a number. */
+static int extreme(double *value, int op, const lm_tensor *src) {
+  lm_tensor *result = NULL;
+  LM__TRY(lm_reduce(&result, op, src, (1u << src->ndim) - 1, 0));
+  const int status = lm_tensor_get(value, result, NULL);
+  lm_tensor_free(result);
+  return status;
+}
+
+/* Values that truncate into the dtype's range. */
+static int fits(const lm_tensor *src, int dtype) {
+  double low = 0, high = 0;
+  if (lm__is_float(dtype) || dtype == src->dtype || src->dtype == LM_U8) return LM_OK;
+  if ((src->dtype == LM_U16 && dtype == LM_I32) || lm__numel(src) == 0) return LM_OK;
+  LM__TRY(extreme(&low, LM_MIN, src));
+  LM__TRY(extreme(&high, LM_MAX, src));
+  const double least = dtype == LM_I32 ? -2147483648.0 : 0;
+  const double most = dtype == LM_I32 ? 2147483647.0 : dtype == LM_U16 ? 65535.0 : 255.0;
+  if (low > least - 1 && high < most + 1) return LM_OK;
+  return lm__fail(LM_EINVAL, "copy: values from %g to %g do not fit %s, %.0f to %.0f", low, high,
+                  lm_dtype_name(dtype), least, most);
 }
 
 int lm_copy(lm_tensor *dst, const lm_tensor *src) {
   const lm__backend_table *backend;
+  lm_tensor *copy = NULL;
   LM__TRY(lm__begin("copy", 2, dst, src));
   LM__OP(backend, copy, dst->device);
+  LM__TRY(lm__need_writable("copy", dst));
   LM__TRY(broadcasts_to("copy", dst, src));
-  return backend->copy(dst, src);
+  LM__TRY(fits(src, dst->dtype));
+  LM__TRY(set_apart(dst, &src, &copy));
+  const int status = backend->copy(dst, src);
+  lm_tensor_free(copy);
+  return status;
 }
 
 int lm_fill(lm_tensor *t, double value) {
-  static const double low[LM_DTYPES] = {[LM_I32] = -2147483648.0};
-  static const double high[LM_DTYPES] = {[LM_I32] = 2147483647.0, [LM_U16] = 65535, [LM_U8] = 255};
   const lm__backend_table *backend;
   LM__TRY(lm__begin("fill", 1, t));
   LM__OP(backend, fill, t->device);
-  if (!lm__is_float(t->dtype) &&
-      !(value >= low[t->dtype] && value <= high[t->dtype] && value == (double)(int64_t)value))
-    return lm__fail(LM_EINVAL, "fill: %g does not fit %s", value, lm_dtype_name(t->dtype));
+  LM__TRY(lm__need_in_range("fill", t->dtype, value));
   return backend->fill(t, value);
 }
 
@@ -145,6 +200,12 @@ int lm_arange(lm_tensor *t, double start, double step) {
   const lm__backend_table *backend;
   LM__TRY(lm__begin("arange", 1, t));
   LM__OP(backend, arange, t->device);
+  LM__TRY(lm__need_writable("arange", t));
   if (t->ndim != 1) return lm__fail(LM_ESHAPE, "arange: needs 1 dim, got %s", lm__describe(t));
+  if (t->shape[0] > 0) {
+    LM__TRY(lm__need_in_range("arange", t->dtype, start));
+    LM__TRY(lm__need_in_range("arange", t->dtype, start + step * (double)(t->shape[0] - 1)));
+    if (t->shape[0] > 1) LM__TRY(lm__need_in_range("arange", t->dtype, start + step));
+  }
   return backend->arange(t, start, step);
 }

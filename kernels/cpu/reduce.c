@@ -3,7 +3,8 @@
  * Every accumulator is f64 (a product of two f32 is exact in it), which costs nothing at memory
  * speed. The dims are sorted by stride and joined where they can be; then either
  *   rows     the innermost dim is reduced: 32 lanes run along it and are folded pairwise;
- *   columns  the innermost dim is kept: an accumulator a column, rows added one after another.
+ *   columns  the innermost dim is kept, or there are many short rows: an accumulator a result,
+ *            whose elements are added one after another.
  * A long reduction is cut into blocks whose partial results are combined in order. Cuts and lanes
  * depend on the shape only: the result is bitwise the same whatever the threads and the variant.
  */
@@ -11,9 +12,9 @@
 
 #include "cpu/kernel.h"
 
-enum { LANES = 32, TILE = 1024, ROW_BLOCK = 1 << 15, COLUMN_TASKS = 64, NARROW = 8 };
+enum { LANES = 32, TILE = 1024, ROW_BLOCK = 1 << 15, COLUMN_TASKS = 64, NARROW = 8, SHORT = 16 };
 
-/* How an element joins an accumulator: an f32 x and an f64 a. NaN wins in max and min. */
+/* How an element x joins an accumulator a. NaN wins in max and min. */
 #define LM__REDUCTIONS                                                                             \
   OP(LM_SUM, a + x)                                                                                \
   OP(LM_PROD, a *x)                                                                                \
@@ -41,15 +42,21 @@ static double identity(int op) {
   return op == LM_PROD ? 1.0 : op == LM_MAX ? -INFINITY : op == LM_MIN ? INFINITY : 0.0;
 }
 
-static double combine(int op, double a, double x) {
+/* acc[i] takes more[i], which has accumulated elements of its own. */
+static void combine(int op, double *restrict acc, const double *restrict more, int64_t n) {
   switch (op == LM_NORM ? LM_SUM : op) {
 #define OP(tag, expression)                                                                        \
   case tag:                                                                                        \
-    return (expression);
+    LM_SIMD                                                                                        \
+    for (int64_t i = 0; i < n; i++) {                                                              \
+      const double a = acc[i], x = more[i];                                                        \
+      acc[i] = (expression);                                                                       \
+    }                                                                                              \
+    break;
     LM__REDUCTIONS
 #undef OP
     default:
-      return a;
+      break;
   }
 }
 
@@ -147,8 +154,7 @@ static void range_rows(int64_t begin, int64_t end, void *arg) {
                 run);
       at += run;
     }
-    for (int w = LANES / 2; w > 0; w /= 2)
-      for (int l = 0; l < w; l++) acc[l] = combine(r->op, acc[l], acc[l + w]);
+    for (int w = LANES / 2; w > 0; w /= 2) combine(r->op, acc, acc + w, w);
     if (r->partial)
       r->partial[task] = acc[0];
     else
@@ -187,13 +193,13 @@ static void range_columns(int64_t begin, int64_t end, void *arg) {
 
 static void range_combine(int64_t begin, int64_t end, void *arg) {
   const reduction *r = arg;
+  const int64_t n = r->kept.n;
+  for (int64_t b = 1; b < r->blocks; b++)
+    combine(r->op, r->partial + begin, r->partial + b * n + begin, end - begin);
   for (int64_t i = begin; i < end; i++) {
     int64_t index[LM_MAX_DIMS], from = 0, to = 0;
-    double acc = r->partial[i];
-    for (int64_t b = 1; b < r->blocks; b++)
-      acc = combine(r->op, acc, r->partial[b * r->kept.n + i]);
     locate(&r->kept, i, index, &from, &to);
-    finish(r, &acc, to, 1, 1);
+    finish(r, r->partial + i, to, 1, 1);
   }
 }
 
@@ -245,7 +251,8 @@ int LM_KERNEL(reduce)(lm_tensor *out, int op, const lm_tensor *a, uint32_t dims)
   if (r.kept.n == 0) return LM_OK;
   r.width = r.kept.shape[r.kept.ndim - 1];
   r.tiles = (r.width + TILE - 1) / TILE;
-  const bool columns = inner_kept && r.width >= NARROW;
+  const bool columns =
+      inner_kept ? r.width >= NARROW : r.reduced.n <= SHORT && r.width >= LM__CHUNK;
   const int64_t outer = r.kept.n / r.width;
   if (columns) { /* enough tasks for many threads, of 64 rows or more */
     r.blocks = COLUMN_TASKS / (outer * r.tiles);
