@@ -47,13 +47,9 @@ int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index) {
 }
 
 int lm_tensor_set(lm_tensor *t, const int64_t *index, double value) {
-  static const double low[LM_DTYPES] = {[LM_I32] = -2147483648.0};
-  static const double high[LM_DTYPES] = {[LM_I32] = 2147483647.0, [LM_U16] = 65535, [LM_U8] = 255};
   void *p = NULL;
   LM__TRY(locate("set", &p, t, index));
-  if (!lm__is_float(t->dtype) &&
-      !(value >= low[t->dtype] && value <= high[t->dtype] && value == (double)(int64_t)value))
-    return lm__fail(LM_EINVAL, "set: %.17g does not fit %s", value, lm_dtype_name(t->dtype));
+  LM__TRY(lm__need_in_range("set", t->dtype, value));
   switch (t->dtype) {
     case LM_F32:
       *(float *)p = (float)value;

@@ -7,7 +7,6 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
-#include "math/float.h"
 
 /* ---- what messages say ---- */
 
@@ -162,76 +161,6 @@ int lm_tensor_is_contiguous(const lm_tensor *t) { return t && lm__is_contiguous(
 void *lm_tensor_data(const lm_tensor *t) { return t && t->device == LM_CPU ? lm__data(t) : NULL; }
 int lm_tensor_shares_storage(const lm_tensor *a, const lm_tensor *b) {
   return a && b && a->storage == b->storage;
-}
-
-/* ---- one element ---- */
-
-static int locate(const char *op, const lm_tensor *t, const int64_t *index, void **element) {
-  int64_t offset = 0;
-  if (t->device != LM_CPU)
-    return lm__fail(LM_EDEVICE, "%s: %s lies on %s; use :to(\"cpu\")", op, lm__describe(t),
-                    lm_device_name(t->device));
-  for (int d = 0; d < t->ndim; d++) {
-    if (index[d] < 0 || index[d] >= t->shape[d])
-      return lm__fail(LM_EINDEX, "%s: index %lld of dim %d is not in 1..%lld of %s", op,
-                      (long long)index[d] + 1, d + 1, (long long)t->shape[d], lm__describe(t));
-    offset += index[d] * t->strides[d];
-  }
-  *element = (char *)lm__data(t) + offset * lm_dtype_size(t->dtype);
-  return LM_OK;
-}
-
-int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index) {
-  void *p = NULL;
-  LM__TRY(lm__begin("get", 1, t));
-  LM__TRY(locate("get", t, index, &p));
-  switch (t->dtype) {
-    case LM_F32:
-      *out = (double)*(const float *)p;
-      break;
-    case LM_BF16:
-      *out = (double)lm_bf16_to_f32(*(const uint16_t *)p);
-      break;
-    case LM_F16:
-      *out = (double)lm_f16_to_f32(*(const uint16_t *)p);
-      break;
-    case LM_I32:
-      *out = *(const int32_t *)p;
-      break;
-    case LM_U16:
-      *out = *(const uint16_t *)p;
-      break;
-    default:
-      *out = *(const uint8_t *)p;
-  }
-  return LM_OK;
-}
-
-int lm_tensor_set(lm_tensor *t, const int64_t *index, double value) {
-  void *p = NULL;
-  LM__TRY(lm__begin("set", 1, t));
-  LM__TRY(locate("set", t, index, &p));
-  LM__TRY(lm__need_in_range("set", t->dtype, value));
-  switch (t->dtype) {
-    case LM_F32:
-      *(float *)p = (float)value;
-      break;
-    case LM_BF16:
-      *(uint16_t *)p = lm_f32_to_bf16((float)value);
-      break;
-    case LM_F16:
-      *(uint16_t *)p = lm_f32_to_f16((float)value);
-      break;
-    case LM_I32:
-      *(int32_t *)p = (int32_t)value;
-      break;
-    case LM_U16:
-      *(uint16_t *)p = (uint16_t)value;
-      break;
-    default:
-      *(uint8_t *)p = (uint8_t)value;
-  }
-  return LM_OK;
 }
 
 /* ---- what entry points check ---- */
