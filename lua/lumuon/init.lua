@@ -15,6 +15,7 @@ local lm = {
   Generator = tensor.Generator,
   manual_seed = tensor.manual_seed,
   nn = require "lumuon.nn",
+  data = require "lumuon.data",
   optim = require "lumuon.optim",
   safetensors = require "lumuon.safetensors",
   models = { gpt = require "lumuon.models.gpt" },
