@@ -61,7 +61,6 @@ describe("AdamW", function()
   end)
 
   it("steps many tensors of all sizes as it steps each alone", function()
-    local generator = lm.Generator(5)
     local sizes = { 1, 0, 3, 40000, 17, 1, 16384, 5, 70001 }
     local function make()
       local lists = { {}, {}, {}, {} }
@@ -80,7 +79,6 @@ describe("AdamW", function()
     for role = 1, 4 do
       for i = 1, #sizes do assert.equal(0, together[role][i]:ne(alone[role][i]):sum():item()) end
     end
-    assert.is_true(generator.position == 0)
   end)
 
   it("gives the same bits with one thread and with two", function()
@@ -143,7 +141,8 @@ describe("AdamW", function()
     } do
       for _, value in ipairs(values) do
         local p = lm.ones(3)
-        local ok, message = pcall(adamw, { p }, { lm.ones(3) }, { lm.zeros(3) }, { lm.zeros(3) }, with { [name] = value })
+        local args = with { [name] = value }
+        local ok, message = pcall(adamw, { p }, { lm.ones(3) }, { lm.zeros(3) }, { lm.zeros(3) }, args)
         assert.is_false(ok)
         assert.truthy(message:find(name .. " = ", 1, true), message)
         assert.same({ 1, 1, 1 }, p:tolist())
@@ -153,7 +152,8 @@ describe("AdamW", function()
 
   it("refuses tensors that do not fit, by role and number", function()
     local one, bad = { lm.ones(3), lm.ones(3) }, {
-      { lm.ones(4), "(4)" }, { lm.ones({ 3 }, { dtype = "i32" }), "i32" }, { lm.ones(6):as_strided({ 3 }, { 2 }, 0), "contiguous" },
+      { lm.ones(4), "(4)" }, { lm.ones({ 3 }, { dtype = "i32" }), "i32" },
+      { lm.ones(6):as_strided({ 3 }, { 2 }, 0), "contiguous" },
     }
     for _, case in ipairs(bad) do
       local p = { lm.ones(3), lm.ones(3) }

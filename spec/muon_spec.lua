@@ -1,0 +1,282 @@
+local lm = require "lumuon"
+local lib = require "lumuon.lib"
+local golden = dofile "spec/support/golden.lua"
+local ffi, C = lib.ffi, lib.C
+
+local shapes = { "wide", "tall", "square", "gate", "odd" }
+local head = { row_equilibrate = true, renormalize = true, norm_scale = 1.01 }
+
+--- An optimizer over copies of the matrices, and these.
+local function muon(matrices, given)
+  local params, group = {}, { kind = "muon", lr = 0.02, weight_decay = 0.1, precision = "f32" }
+  for k, m in ipairs(matrices) do params[k] = lm.parameter(m, "matrix " .. k) end
+  for name, value in pairs(given or {}) do group[name] = value end
+  group.params = params
+  return lm.optim.MuonAdamW { group }, params
+end
+
+local function set_grads(params, grads)
+  for k, p in ipairs(params) do p.grad:copy(grads[k]) end
+end
+
+local function random_matrices(count, rows, cols, seed)
+  return golden.slices(lm.randn({ count, rows, cols }, { generator = lm.Generator(seed) }))
+end
+
+local function moments(opt, params, name)
+  local list = {}
+  for k, p in ipairs(params) do list[k] = opt:state(p)[name] end
+  return list
+end
+
+--- What the parameters moved by, divided by the step's lr.
+local function updates(opt, params, grads, lr)
+  local before = {}
+  for k, p in ipairs(params) do before[k] = p:detach():clone() end
+  set_grads(params, grads)
+  opt:step()
+  local list = {}
+  for k, p in ipairs(params) do list[k] = (before[k] - p:detach()) / lr end
+  return list
+end
+
+describe("Muon", function()
+  for _, version in ipairs { "seed", "head" } do
+    for _, shape in ipairs(shapes) do
+      for _, precision in ipairs { "f32", "bf16" } do
+        it(("follows nanochat's %s_%s in %s"):format(version, shape, precision), function()
+          local t, meta = golden.load(version .. "_" .. shape)
+          local peer = golden.numbers(meta.peer_error, precision)
+          local options = { precision = precision }
+          for _, name in ipairs { "lr", "momentum", "ns_steps", "beta2", "weight_decay" } do
+            options[name] = golden.number(meta.hyper, name)
+          end
+          for name, value in pairs(version == "head" and head or {}) do options[name] = value end
+          local init = golden.slices(t.init)
+          local opt, params = muon(init, options)
+          for step = 1, t.grads:size(1) do
+            set_grads(params, golden.slices(t.grads:select(1, step)))
+            opt:step()
+            local truth = golden.slices(t["params.f64"]:select(1, step))
+            local limit = (precision == "f32" and 2 or 1) * peer[step] * golden.distance(init, truth)
+            assert.is_true(golden.distance(params, truth) <= limit)
+          end
+          local momentum = golden.slices(t["momentum_buffer.f64"])
+          assert.is_true(golden.distance(moments(opt, params, "momentum_buffer"), momentum)
+            <= 2e-7 * golden.distance(momentum, golden.zeros(momentum)))
+          local second = golden.slices(t["second_momentum_buffer.f64"])
+          local size = golden.distance(second, golden.zeros(second))
+          local peer_error = golden.distance(golden.slices(t["second_momentum_buffer.bf16"]), second)
+          assert.is_true(golden.distance(moments(opt, params, "second_momentum_buffer"), second)
+            <= (precision == "f32" and 5e-6 * size or peer_error))
+        end)
+      end
+    end
+  end
+
+  it("keeps a zero gradient's decay, and nothing becomes NaN", function()
+    for _, options in ipairs { {}, head } do
+      local opt, params = muon(random_matrices(3, 6, 9, 1), options)
+      local before = params[2]:detach():clone()
+      assert.is_true(opt:step())
+      local expected = before * (1 - 0.02 * 0.1)
+      assert.is_true(golden.distance({ params[2] }, { expected }) < 1e-6)
+      assert.equal(0, params[1]:count_nonfinite())
+      assert.equal(0, opt:state(params[1]).second_momentum_buffer:norm():item())
+    end
+  end)
+
+  it("decays only where the parameter and its update agree in sign", function()
+    local lr, wd = 0.02, 0.5
+    local start, grads = random_matrices(1, 8, 8, 2), random_matrices(1, 8, 8, 3)
+    local free, p_free = muon(start, { weight_decay = 0, lr = lr })
+    local decayed, p_decayed = muon(start, { weight_decay = wd, lr = lr })
+    local x = updates(free, p_free, grads, lr)[1]:tolist()
+    updates(decayed, p_decayed, grads, lr)
+    local p, plain, both = start[1]:tolist(), p_free[1]:tolist(), p_decayed[1]:tolist()
+    local agreed = 0
+    for i = 1, 8 do
+      for j = 1, 8 do
+        local mask = x[i][j] * p[i][j] >= 0 and 1 or 0
+        agreed = agreed + mask
+        assert.is_true(math.abs(plain[i][j] - lr * wd * p[i][j] * mask - both[i][j]) < 1e-6)
+      end
+    end
+    assert.is_true(agreed > 0 and agreed < 64)
+  end)
+
+  it("keeps each matrix's norm through the variance reduction", function()
+    local grads = random_matrices(4, 20, 30, 4)
+    for _, renormalize in ipairs { false, true } do
+      local opt, params = muon(random_matrices(4, 20, 30, 5), { weight_decay = 0, momentum = 0, lr = 1,
+        renormalize = renormalize })
+      for k, x in ipairs(updates(opt, params, grads, 1)) do
+        local orthogonal = lm.optim.polar_express(grads[k], { precision = "f32" })
+        local expected = renormalize and math.sqrt(20) or orthogonal:norm():item()
+        assert.is_true(math.abs(x:norm():item() / expected - 1) < 1e-5)
+      end
+    end
+  end)
+
+  it("gives rows of one length where the smaller side is reduced", function()
+    local opt, params = muon(random_matrices(1, 30, 20, 6), { weight_decay = 0, momentum = 0, lr = 1, beta2 = 0 })
+    local x = updates(opt, params, random_matrices(1, 30, 20, 7), 1)[1]
+    local rows = x:norm(2)
+    assert.is_true(rows:max():item() / rows:min():item() < 1 + 1e-4)
+  end)
+
+  it("equilibrates: rows of a gradient that differ a thousandfold count alike", function()
+    local scales = lm.tensor { { 1000 }, { 1 }, { 1e-3 }, { 30 } }
+    local g = lm.randn({ 4, 12 }, { generator = lm.Generator(8) })
+    local row_norms = g:norm(2, true)
+    local flat = g / row_norms
+    local function step(grad)
+      local opt, params = muon({ lm.zeros(4, 12) }, { row_equilibrate = true, weight_decay = 0, momentum = 0, lr = 1 })
+      return updates(opt, params, { grad }, 1)[1]
+    end
+    assert.is_true(golden.distance({ step(flat * scales) }, { step(flat) }) < 1e-4)
+  end)
+
+  it("looks ahead only with nesterov", function()
+    local grads, start = random_matrices(1, 5, 7, 9), random_matrices(1, 5, 7, 10)
+    local other = random_matrices(1, 5, 7, 11)
+    local results = {}
+    for i, nesterov in ipairs { true, false } do
+      local opt, params = muon(start, { nesterov = nesterov, weight_decay = 0, lr = 1 })
+      updates(opt, params, grads, 1)
+      results[i] = updates(opt, params, other, 1)[1]
+      local m = lm.zeros_like(grads[1])
+      for _, g in ipairs { grads[1], other[1] } do m = m + 0.05 * (g - m) end
+      local u = nesterov and other[1] + 0.95 * (m - other[1]) or m
+      local direction = lm.optim.polar_express(u, { precision = "f32" })
+      local cosine = (results[i] * direction):sum():item() / (results[i]:norm():item() * direction:norm():item())
+      assert.is_true(cosine > 0.97, tostring(cosine))
+    end
+    assert.is_true(golden.distance({ results[1] }, { results[2] }) > 0.1)
+  end)
+
+  it("scales its step by sqrt(rows / cols) for tall matrices", function()
+    for _, case in ipairs { { 8, 32, 1 }, { 16, 16, 1 }, { 32, 8, 2 } } do
+      local opt, params = muon({ lm.zeros(case[1], case[2]) }, { weight_decay = 0, lr = 1, momentum = 0,
+        renormalize = true })
+      local x = updates(opt, params, random_matrices(1, case[1], case[2], 12), 1)[1]
+      assert.is_true(math.abs(x:norm():item() / math.sqrt(math.min(case[1], case[2])) - case[3]) < 1e-4)
+    end
+  end)
+
+  it("treats blocks of rows as matrices of their own", function()
+    local start, grads = random_matrices(2, 24, 10, 13), random_matrices(2, 24, 10, 14)
+    local function pieces(matrices, sizes)
+      local list = {}
+      for _, m in ipairs(matrices) do
+        local row = 1
+        for _, n in ipairs(sizes) do
+          list[#list + 1] = m:narrow(1, row, n)
+          row = row + n
+        end
+      end
+      return list
+    end
+    for _, case in ipairs { { 3, { 8, 8, 8 } }, { { 8, 16 }, { 8, 16 } }, { 1, { 24 } } } do
+      local whole, p = muon(start, { blocks = case[1] })
+      for _ = 1, 2 do updates(whole, p, grads, 1) end
+      for k = 1, 2 do
+        local list = {}
+        for i, piece in ipairs(pieces({ start[k] }, case[2])) do
+          local opt, one = muon({ piece }, {})
+          for _ = 1, 2 do updates(opt, one, { pieces({ grads[k] }, case[2])[i] }, 1) end
+          list[i] = one[1]:detach()
+        end
+        assert.is_true(golden.distance(pieces({ p[k]:detach() }, case[2]), list) < 1e-5)
+      end
+    end
+  end)
+
+  it("takes one row, one column, one element, one matrix", function()
+    for _, s in ipairs { { 1, 7 }, { 7, 1 }, { 1, 1 }, { 3, 5 } } do
+      local opt, params = muon(random_matrices(1, s[1], s[2], 15), head)
+      updates(opt, params, random_matrices(1, s[1], s[2], 16), 1)
+      assert.equal(0, params[1]:count_nonfinite())
+    end
+  end)
+
+  it("survives gradients of 1e25 and of 1e-30", function()
+    for _, scale in ipairs { 1e25, 1e-30 } do
+      local opt, params = muon(random_matrices(2, 9, 12, 17))
+      local grads = random_matrices(2, 9, 12, 18)
+      for k = 1, 2 do grads[k] = grads[k] * scale end
+      updates(opt, params, grads, 1)
+      assert.equal(0, params[1]:count_nonfinite() + params[2]:count_nonfinite())
+    end
+  end)
+
+  it("gives the same bits twice, and agrees across threads and kernels", function()
+    local variant, threads = ffi.string(C.lm_cpu_variant()), C.lm_threads()
+    local start, grads = random_matrices(5, 40, 70, 19), random_matrices(5, 40, 70, 20)
+    local function run()
+      local opt, params = muon(start)
+      for _ = 1, 3 do updates(opt, params, grads, 1) end
+      local list = {}
+      for k, p in ipairs(params) do list[k] = p:detach() end
+      return list
+    end
+    local first = run()
+    assert.equal(0, golden.distance(run(), first))
+    for _, other in ipairs { "base", "avx2", "avx512" } do
+      if C.lm_set_cpu_variant(other) == 0 then
+        for n = 1, 3 do
+          C.lm_set_threads(n)
+          assert.is_true(golden.distance(run(), first) < 1e-5 * golden.distance(start, first))
+        end
+      end
+    end
+    C.lm_set_cpu_variant(variant)
+    C.lm_set_threads(threads)
+  end)
+
+  it("refuses tensors and numbers that do not fit, at the border to C", function()
+    local function attempt(changes, tensors)
+      local t = { param = lm.ones(2, 3, 4), grad = lm.ones(2, 3, 4), momentum = lm.zeros(2, 3, 4),
+        second = lm.zeros(2, 1, 4) }
+      local args = ffi.new("lm_muon_args", { lr = 0.1, momentum = 0.9, beta2 = 0.9, nesterov = 1 })
+      args.polar.ns_steps, args.polar.norm_scale = 1, 1.02
+      for name, value in pairs(changes or {}) do args[name] = value end
+      for name, value in pairs(tensors or {}) do t[name] = value end
+      local ok, message = pcall(lib.call, C.lm_muon_step, t.param.h, t.grad.h, t.momentum.h, t.second.h, args)
+      assert.is_false(ok)
+      assert.equal(0, t.param:ne(1):sum():item())
+      return message
+    end
+    for name, values in pairs { lr = { -1, 0 / 0, 1 / 0 }, momentum = { -0.1, 1, 0 / 0 }, beta2 = { 1, 0 / 0 },
+      weight_decay = { -1, 0 / 0 } } do
+      for _, value in ipairs(values) do
+        assert.truthy(attempt({ [name] = value }):find(name .. " = ", 1, true))
+      end
+    end
+    for expected, tensors in pairs {
+      ["second_momentum must have shape (2, 1, 4), got (2, 3, 1)"] = { second = lm.zeros(2, 3, 1) },
+      ["grad must have shape (2, 3, 4), got (2, 4, 3)"] = { grad = lm.zeros(2, 4, 3) },
+      ["(K, rows, cols)"] = { momentum = lm.zeros(6, 4) },
+      ["must be f32"] = { grad = lm.zeros({ 2, 3, 4 }, { dtype = "bf16" }) },
+      ["not contiguous"] = { grad = lm.zeros(2, 4, 3):t() },
+    } do
+      local message = attempt(nil, tensors)
+      assert.truthy(message:find(expected, 1, true), message)
+    end
+  end)
+
+  it("changes nothing when it is interrupted", function()
+    local opt, params = muon(random_matrices(2, 6, 8, 21))
+    set_grads(params, random_matrices(2, 6, 8, 22))
+    local before = params[1]:detach():clone()
+    C.lm_interrupt()
+    local ok, message = pcall(opt.step, opt)
+    C.lm_interrupt_clear()
+    assert.is_false(ok)
+    assert.truthy(message:find("interrupted", 1, true), message)
+    assert.equal(0, golden.distance({ params[1] }, { before }))
+    assert.equal(0, opt:state(params[1]).momentum_buffer:norm():item())
+    assert.equal(0, opt.steps)
+    assert.is_true(opt:step())
+  end)
+end)
