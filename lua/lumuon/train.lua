@@ -70,13 +70,15 @@ function train.log(options)
   return log
 end
 
---- Call before a step's work.
+--- Call before a step's work, and lap() after it: what lies between is the step's time.
 function Log:start() self.step_begun = clock() end
+function Log:lap() self.step_seconds = clock() - self.step_begun end
 
---- Call after it: entry = { step = from 1, loss =, lr = multiplier, val_loss = where evaluated }.
--- Writes a line of log.jsonl, and prints every few steps, at the first and last and where evaluated.
+--- Call at the end of a step: entry = { step = from 1, loss =, lr = multiplier, val_loss = where
+-- evaluated }. Writes a line of log.jsonl, and prints every few steps, at the first and last and where
+-- evaluated.
 function Log:finish(entry)
-  local seconds = entry.seconds or clock() - self.step_begun
+  local seconds = self.step_seconds
   self.seconds, self.done = self.seconds + seconds, self.done + 1
   local speed = self.tokens_per_step / seconds
   if self.file then

@@ -1,0 +1,143 @@
+-- A GPT that writes fortune cookies: byte-level, from nothing, in about two minutes on two cores.
+--
+--   ./lumuon run recipes/fortune.lua                        as it stands
+--   ./lumuon run recipes/fortune.lua --data=my.txt          on a text of your own
+--   ./lumuon run recipes/fortune.lua --optimizer=adamw      AdamW alone, to compare
+--   ./lumuon repl recipes/fortune.lua                       the same pieces at a prompt; step(10) trains
+local lm = require "lumuon"
+local nanochat = require "parts.nanochat"
+
+local o = lm.options {
+  steps = { default = 800, min = 1, help = "training steps" },
+  seed = { default = 1, min = 0, help = "of the weights, the batches and the samples" },
+  device = { default = "cpu", choices = { "cpu", "cuda" } },
+  dtype = { default = "f32", choices = { "f32", "bf16" }, help = "of the activations" },
+  threads = { default = 0, min = 0, help = "0: as many as there are cores" },
+  data = { default = "", help = "a text file or a folder of them; empty: Debian's fortunes" },
+  eval_every = { default = 200, min = 0, help = "steps between evaluations; 0: only at the end" },
+  out = { default = "", help = "a folder for log.jsonl" },
+
+  n_layer = { default = 4, min = 1 },
+  n_embd = { default = 192, min = 32 },
+  n_head = { default = 4, min = 1 },
+  sequence_len = { default = 128, min = 2, help = "bytes a row" },
+  batch_size = { default = 16, min = 1, help = "rows a step" },
+
+  optimizer = { default = "muon", choices = { "muon", "adamw" }, help = "muon: nanochat's Muon and AdamW" },
+  matrix_lr = { default = 0.02, min = 0, help = "Muon's" },
+  embedding_lr = { default = 0.2, min = 0 },
+  adamw_lr = { default = 0.003, min = 0, help = "of --optimizer=adamw, every parameter" },
+  weight_decay = { default = 0.0, min = 0 },
+  warmdown_ratio = { default = 0.65, min = 0, max = 1, help = "share of the steps in which lr falls" },
+}
+if o.threads > 0 then lm.set_threads(o.threads) end
+
+-- Data: bytes are tokens; every entry ends with a zero byte.
+local data = lm.data.text { path = o.data, seed = o.seed }
+
+-- The model.
+local model = lm.models.gpt.GPT {
+  preset = "head", n_layer = o.n_layer, n_head = o.n_head, n_embd = o.n_embd, sequence_len = o.sequence_len,
+  vocab_size = 256, window_pattern = "SSSL", dtype = o.dtype, seed = o.seed,
+}
+
+-- Parameter groups: nanochat's, or all parameters in one AdamW group.
+local groups
+if o.optimizer == "muon" then
+  groups = nanochat.param_groups(model, {
+    matrices = { lr = o.matrix_lr, weight_decay = o.weight_decay },
+    embedding = { lr = o.embedding_lr },
+    value_embeds = { lr = o.embedding_lr / 2 },
+  })
+else
+  groups = { { kind = "adamw", params = model:parameters(), lr = o.adamw_lr, betas = { 0.9, 0.95 }, eps = 1e-8,
+    weight_decay = o.weight_decay } }
+end
+groups.model = model -- every parameter must be in exactly one group
+local opt = lm.optim.MuonAdamW(groups)
+
+-- Schedules.
+local schedule = nanochat.schedule("head", { warmup = 0, warmdown_ratio = o.warmdown_ratio })
+local function set_hyperparameters(step)
+  local multiplier = nanochat.lr_multiplier(step, o.steps, schedule)
+  for _, g in ipairs(opt.param_groups) do
+    g.lr = g.initial_lr * multiplier
+    if g.kind == "muon" then
+      g.momentum = nanochat.muon_momentum(step, o.steps, schedule)
+      g.weight_decay = nanochat.weight_decay(step, o.steps, o.weight_decay, "head")
+    end
+  end
+  return multiplier
+end
+
+-- One step; everything made in it is freed at its end.
+local function train_step(step)
+  return lm.scope(function()
+    local multiplier = set_hyperparameters(step)
+    local idx, targets = data:batch("train", o.batch_size, o.sequence_len, step)
+    local loss = model:forward(idx, targets)
+    loss:backward()
+    opt:step()
+    opt:zero_grad()
+    return loss:item(), multiplier
+  end)
+end
+
+--- Mean loss over all of the held-out text, in nats a byte.
+local function evaluate()
+  local sum, count = 0, 0
+  for _, batch in ipairs(data:batches("val", o.batch_size, o.sequence_len)) do
+    local loss = lm.no_grad(lm.scope, function() return model:forward(batch.idx, batch.targets):item() end)
+    sum, count = sum + loss * batch.count, count + batch.count
+  end
+  return sum / count
+end
+
+--- A fortune of at most `length` bytes.
+local function sample(i, length)
+  return data:decode(model:generate({ 0 }, length or 400, { -- a document begins, and ends, with byte 0
+    temperature = 0.8, top_k = 60, stop = 0, generator = lm.Generator(o.seed, 1000 + i),
+  }))
+end
+
+local steps_done = 0
+--- At the prompt: train n more steps.
+local function step(n)
+  for _ = 1, n or 1 do
+    local loss = train_step(steps_done)
+    steps_done = steps_done + 1
+    print(("step %d  loss %.4f"):format(steps_done, loss))
+  end
+end
+
+local session = { model = model, opt = opt, data = data, options = o, step = step, evaluate = evaluate,
+  sample = sample }
+if lm.interactive then return session end
+
+local all, matrices = model:num_parameters()
+lm.train.print_table("fortune", {
+  { "data", ("%s: %s of text in %d documents, %d of them held out"):format(data.path, lm.train.count(data.bytes) .. "B",
+    data.documents.train + data.documents.val, data.documents.val) },
+  { "model", ("%d layers, %d wide, %d heads: %s parameters, %s in matrices"):format(o.n_layer, o.n_embd, o.n_head,
+    lm.train.count(all), lm.train.count(matrices)) },
+  { "optimizer", o.optimizer },
+  { "batch", ("%d rows of %d bytes"):format(o.batch_size, o.sequence_len) },
+  { "steps", o.steps },
+  { "activations", o.dtype .. " on " .. o.device },
+  { "threads", lm.threads() },
+})
+
+local log = lm.train.log { steps = o.steps, tokens_per_step = o.batch_size * o.sequence_len, every = 20, out = o.out }
+for i = 1, o.steps do
+  log:start()
+  local loss, multiplier = train_step(i - 1)
+  log:lap()
+  local last = i == o.steps or lm.train.interrupted()
+  local val = (last or (o.eval_every > 0 and i % o.eval_every == 0)) and not lm.train.interrupted() and evaluate()
+  log:finish { step = i, loss = loss, lr = multiplier, val_loss = val or nil }
+  if last then break end
+end
+log:close()
+
+for i = 1, 3 do print(("\n--- fortune %d ---\n%s"):format(i, sample(i))) end
+return session
