@@ -18,9 +18,9 @@ local function show(label, t)
 end
 
 show("as drawn", x)
-for step = 0, o.steps do
-  local y = lm.optim.polar_express(x, { ns_steps = step, precision = o.precision })
-  show(step == 0 and "scaled" or "step " .. step, y)
+show("scaled", x / (x:norm() * 1.02 + 1e-6)) -- so that the largest is below 1
+for step = 1, o.steps do
+  show("step " .. step, lm.optim.polar_express(x, { ns_steps = step, precision = o.precision }))
 end
 
 -- At the prompt (./lumuon repl recipes/polar.lua) x and show are there to play with.

@@ -17,13 +17,27 @@ local lm = {
   nn = require "lumuon.nn",
   data = require "lumuon.data",
   optim = require "lumuon.optim",
+  options = require "lumuon.options",
   safetensors = require "lumuon.safetensors",
+  train = require "lumuon.train",
   models = { gpt = require "lumuon.models.gpt" },
 }
 for _, name in ipairs { "empty", "zeros", "ones", "full", "eye", "arange", "tensor", "rand", "randn", "empty_like",
   "zeros_like" } do
   lm[name] = tensor[name]
 end
+
+--- Threads of the engine's loops.
+function lm.threads() return lib.C.lm_threads() end
+function lm.set_threads(n) lib.call(lib.C.lm_set_threads, n) end
+
+--- Bytes in live tensors, their peak, bytes kept for reuse, and blocks ever asked of the system.
+function lm.memory()
+  local C = lib.C
+  return { live = C.lm_memory_live(), peak = C.lm_memory_peak(), cached = C.lm_memory_cached(),
+    system_allocs = C.lm_memory_system_allocs() }
+end
+
 for name, op in pairs(ops) do lm[name] = op end
 
 return lm

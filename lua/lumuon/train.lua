@@ -2,7 +2,8 @@
 -- clean stops.
 local lib = require "lumuon.lib"
 local clock = require "lumuon.clock"
-local ffi, C, raise = lib.ffi, lib.C, lib.raise
+local ffi, raise = lib.ffi, lib.raise
+local has_host, host = pcall(require, "lumuon.host") -- the executable; plain luajit has none
 
 local train = {}
 
@@ -54,12 +55,13 @@ end
 local Log = {}
 Log.__index = Log
 
---- A log of a run: train.log{ steps = total, tokens_per_step = B*T, every = 10, out = "folder" or "" }.
+--- A log of a run; from here on Ctrl-C waits for the end of the step (a second one does not): train.log{ steps = total, tokens_per_step = B*T, every = 10, out = "folder" or "" }.
 function train.log(options)
   local log = setmetatable({
     steps = options.steps, tokens_per_step = options.tokens_per_step, every = options.every or 10,
-    begun = clock(), seconds = 0, done = 0, file = false,
+    seconds = 0, done = 0, file = false,
   }, Log)
+  if has_host then host.defer_interrupt(true) end
   if options.out and options.out ~= "" then
     make_folder(options.out)
     local path = options.out .. "/log.jsonl"
@@ -101,9 +103,10 @@ end
 function Log:close()
   if self.file then self.file:close() end
   self.file = false
+  if has_host then host.defer_interrupt(false) end
 end
 
 --- Whether Ctrl-C was pressed: ask between steps, and leave the loop in good order.
-function train.interrupted() return C.lm_interrupted() ~= 0 end
+function train.interrupted() return has_host and host.interrupt_asked() end
 
 return train
