@@ -1,47 +1,13 @@
 local lm = require "lumuon"
 local lib = require "lumuon.lib"
+local files = require "spec.support.files"
 local ffi, C = lib.ffi, lib.C
+local message_of, contains, bytes_of, entry = files.message_of, files.contains, files.bytes_of, files.entry
 
-if not pcall(ffi.typeof, "struct spec_rlimit") then -- types stay when a spec is loaded again
-  ffi.cdef [[
-    struct spec_rlimit { unsigned long current, most; };
-    int getrlimit(int resource, struct spec_rlimit *limit);
-    int setrlimit(int resource, const struct spec_rlimit *limit);
-    unsigned umask(unsigned mask);
-    int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
-    int umount(const char *target);
-    int symlink(const char *target, const char *path);
-    int chmod(const char *path, unsigned mode);
-    unsigned geteuid(void);
-    int seteuid(unsigned user);
-  ]]
-end
-
-describe("safetensors", function()
+describe("reading safetensors", function()
   local folder
-
-  setup(function()
-    folder = os.tmpname()
-    os.remove(folder)
-    assert(os.execute("mkdir " .. folder))
-  end)
-  teardown(function() os.execute("rm -rf " .. folder) end)
-
-  local function path_of(name) return folder .. "/" .. name end
-
-  local function write(name, text)
-    local f = assert(io.open(path_of(name), "wb"))
-    f:write(text)
-    f:close()
-    return path_of(name)
-  end
-
-  local function slurp(path)
-    local f = assert(io.open(path, "rb"))
-    local text = f:read("*a")
-    f:close()
-    return text
-  end
+  setup(function() folder = files.folder() end)
+  teardown(function() folder:remove() end)
 
   local function u64(n)
     local bytes = {}
@@ -55,60 +21,14 @@ describe("safetensors", function()
   --- Write a file with this header and this many bytes of data (or these bytes).
   local function make(header, data)
     data = data or 0
-    return write("made.safetensors", u64(#header) .. header .. (type(data) == "number" and ("\7"):rep(data) or data))
-  end
-
-  local function listing()
-    local p = io.popen("ls -A " .. folder)
-    local text = p:read("*a")
-    p:close()
-    return text
-  end
-
-  local function message_of(f, ...)
-    local ok, message = pcall(f, ...)
-    assert.is_false(ok)
-    return message
-  end
-
-  local function contains(message, ...)
-    for _, part in ipairs { ... } do
-      assert.is_truthy(message:find(part, 1, true), ("%q does not contain %q"):format(message, part))
-    end
+    if type(data) == "number" then data = ("\7"):rep(data) end
+    return folder:write("made.safetensors", u64(#header) .. header .. data)
   end
 
   --- Loading path must fail with a message that has the path and all these parts.
   local function refuses(path, ...)
-    contains(message_of(lm.safetensors.load, path), "safetensors_spec.lua:", path, ...)
-  end
-
-  --- message_of, by a user who is not root: root may do everything.
-  local function message_without_rights(f, ...)
-    local root = C.geteuid() == 0
-    if root then C.seteuid(65534) end
-    local ok, message = pcall(f, ...)
-    if root then C.seteuid(0) end
-    assert.is_false(ok)
-    return message
-  end
-
-  --- The tensor's elements as they lie in memory.
-  local function bytes_of(t)
-    t = t:contiguous()
-    local size = C.lm_dtype_size(C.lm_tensor_dtype(t.h))
-    return ffi.string(ffi.cast("char *", C.lm_tensor_data(t.h)), t:numel() * size)
-  end
-
-  --- A tensor whose memory is these bytes.
-  local function from_bytes(dtype, sizes, bytes)
-    local t = lm.empty(sizes, { dtype = dtype })
-    assert.equal(#bytes, t:numel() * C.lm_dtype_size(C.lm_tensor_dtype(t.h)))
-    ffi.copy(C.lm_tensor_data(t.h), bytes, #bytes)
-    return t
-  end
-
-  local function entry(dtype, shape, from, to)
-    return ('{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}'):format(dtype, shape, from, to)
+    local function load() return (lm.safetensors.load(path)) end -- no tail call: this line is in the message
+    contains(message_of(load), "safetensors_spec.lua:", path, ...)
   end
 
   describe("a file that is right", function()
@@ -182,17 +102,17 @@ describe("safetensors", function()
   end)
 
   describe("a file that cannot be read", function()
-    it("is missing", function() refuses(path_of("nowhere"), "cannot open", "No such file") end)
-    it("is a folder", function() refuses(folder, "is a folder") end)
+    it("is missing", function() refuses(folder:path_of("nowhere"), "cannot open", "No such file") end)
+    it("is a folder", function() refuses(folder.path, "is a folder") end)
     it("is a device", function() refuses("/dev/zero", "is a device") end)
     it("is a pipe, which does not hang", function()
-      os.execute("mkfifo " .. path_of("pipe"))
-      refuses(path_of("pipe"), "is a pipe")
+      os.execute("mkfifo " .. folder:path_of("pipe"))
+      refuses(folder:path_of("pipe"), "is a pipe")
     end)
     it("is forbidden", function()
       local path = make("{}")
       C.chmod(path, 0)
-      local message = message_without_rights(lm.safetensors.load, path)
+      local message = files.message_without_rights(lm.safetensors.load, path)
       os.remove(path)
       contains(message, path, "cannot open", "Permission denied")
     end)
@@ -204,7 +124,7 @@ describe("safetensors", function()
       local path = make('{"a":' .. entry("U8", "9000", 0, 9000) .. "}", 9000)
       local box = ffi.new("lm_safetensors *[1]")
       assert.equal(0, C.lm_safetensors_open(box, path))
-      write("made.safetensors", "short")
+      folder:write("made.safetensors", "short")
       local out = ffi.new("lm_tensor *[1]")
       assert.equal(C.LM_EIO, C.lm_safetensors_read(out, box[0], 0))
       assert.is_true(out[0] == nil)
@@ -221,21 +141,23 @@ describe("safetensors", function()
   end)
 
   describe("a file that lies about its header", function()
-    it("is empty", function() refuses(write("e", ""), "is empty") end)
-    it("ends within the length", function() refuses(write("e", "\2\0\0"), "3 bytes") end)
+    it("is empty", function() refuses(folder:write("e", ""), "is empty") end)
+    it("ends within the length", function() refuses(folder:write("e", "\2\0\0"), "3 bytes") end)
     it("has a length past its end", function()
-      refuses(write("e", u64(100) .. "{}"), "header of 100 bytes", "file of 10")
+      refuses(folder:write("e", u64(100) .. "{}"), "header of 100 bytes", "file of 10")
     end)
     it("has a length that leaves no room for the 8 bytes before it", function()
-      for claim = 3, 10 do refuses(write("e", u64(claim) .. "{}"), "header of " .. claim .. " bytes", "file of 10") end
+      for claim = 3, 10 do
+        refuses(folder:write("e", u64(claim) .. "{}"), "header of " .. claim .. " bytes", "file of 10")
+      end
     end)
     it("has a length over the format's limit", function()
-      refuses(write("e", u64(100000001) .. "{}"), "100000001", "at most 100000000")
+      refuses(folder:write("e", u64(100000001) .. "{}"), "100000001", "at most 100000000")
     end)
     it("has the longest length there is", function()
-      refuses(write("e", ("\255"):rep(8) .. "{}"), "18446744073709551615")
+      refuses(folder:write("e", ("\255"):rep(8) .. "{}"), "18446744073709551615")
     end)
-    it("has no header", function() refuses(write("e", u64(0)), "does not start with '{'") end)
+    it("has no header", function() refuses(folder:write("e", u64(0)), "does not start with '{'") end)
     it("starts with something else", function()
       for _, text in ipairs { "[]", " {}", "null", '"a"', "\xef\xbb\xbf{}" } do
         refuses(make(text), "does not start with '{'")
@@ -360,270 +282,5 @@ describe("safetensors", function()
       refuses(two(2, 2, 4), "'b'", "inside 'a'")
     end)
     it("must belong to a tensor at all", function() refuses(make("{}", 3), "3 bytes after") end)
-  end)
-
-  describe("saving and loading", function()
-    local path
-    before_each(function() path = path_of("saved.safetensors") end)
-
-    it("keeps every bit of every dtype", function()
-      local t = {
-        nan = from_bytes("f32", { 2, 2 }, "\1\0\192\127" .. "\255\255\255\255" .. "\0\0\128\127" .. "\0\0\0\128"),
-        signalling = from_bytes("f32", { 1 }, "\1\0\160\127"),
-        half = from_bytes("f16", { 3 }, "\1\126\255\255\0\128"),
-        brain = from_bytes("bf16", { 3 }, "\193\127\129\255\0\128"),
-        whole = from_bytes("i32", { 2 }, "\0\0\0\128\255\255\255\127"),
-        short = from_bytes("u16", { 2 }, "\255\255\1\0"),
-        byte = from_bytes("u8", { 5 }, "\0\1\127\128\255"),
-        scalar = from_bytes("f32", {}, "\219\15\73\64"),
-        empty = lm.empty({ 3, 0, 2 }, { dtype = "bf16" }),
-        eight = from_bytes("u8", { 1, 1, 2, 1, 1, 1, 1, 2 }, "abcd"),
-      }
-      lm.safetensors.save(path, t)
-      local back, meta = lm.safetensors.load(path)
-      assert.is_nil(next(meta))
-      for name, want in pairs(t) do
-        assert.equal(want:describe(), back[name]:describe())
-        assert.equal(bytes_of(want), bytes_of(back[name]), name)
-        back[name] = nil
-      end
-      assert.is_nil(next(back))
-    end)
-
-    it("keeps metadata of any letters", function()
-      local meta = { a = "", ["\xc3\xa9"] = '"quoted"\n\t\\', json = '{"lr": 0.02}' }
-      lm.safetensors.save(path, {}, meta)
-      local t, back = lm.safetensors.load(path)
-      assert.is_nil(next(t))
-      assert.same(meta, back)
-    end)
-
-    it("gives the golden files again", function()
-      local t, meta = lm.safetensors.load("spec/fixtures/seed_gpt_odd.safetensors")
-      lm.safetensors.save(path, t, meta)
-      local again, meta_again = lm.safetensors.load(path)
-      assert.same(meta, meta_again)
-      local count = 0
-      for name, want in pairs(t) do
-        assert.equal(bytes_of(want), bytes_of(again[name]), name)
-        count = count + 1
-      end
-      assert.is_true(count > 30)
-    end)
-
-    it("writes wide dtypes first, then by name, aligned, the same bytes each time", function()
-      local t = { a = lm.empty({ 3 }, { dtype = "u8" }), z = from_bytes("f32", { 1 }, "zzzz"),
-        m = from_bytes("bf16", { 1 }, "mm"), b = from_bytes("i32", { 1 }, "bbbb") }
-      ffi.copy(C.lm_tensor_data(t.a.h), "aaa", 3)
-      lm.safetensors.save(path, t, { y = "2", x = "1" })
-      local text = slurp(path)
-      local length = text:byte(1) + 256 * text:byte(2)
-      assert.equal(0, length % 8)
-      assert.equal("bbbbzzzzmmaaa", text:sub(9 + length))
-      contains(text:sub(9, 8 + length), '{"__metadata__":{"x":"1","y":"2"},"b":' .. entry("I32", "1", 0, 4) .. ',"z":')
-      lm.safetensors.save(path, t, { x = "1", y = "2" })
-      assert.equal(text, slurp(path))
-    end)
-
-    it("takes views as what they show", function()
-      local base = from_bytes("u8", { 2, 3 }, "abcdef")
-      lm.safetensors.save(path, { turned = base:t(), part = base:narrow(2, 2, 2), row = base:select(1, 2) })
-      local back = lm.safetensors.load(path)
-      assert.equal("u8 (3, 2)", back.turned:describe())
-      assert.equal("adbecf", bytes_of(back.turned))
-      assert.equal("bcef", bytes_of(back.part))
-      assert.equal("def", bytes_of(back.row))
-      assert.equal("abcdef", bytes_of(base))
-    end)
-
-    it("takes parameters, and leaves them as they are", function()
-      local p = lm.parameter(from_bytes("f32", { 2 }, "abcdefgh"))
-      lm.safetensors.save(path, { p = p, turned = lm.parameter(from_bytes("f32", { 1, 2 }, "abcdefgh")):t() })
-      assert.equal("abcdefgh", bytes_of(lm.safetensors.load(path).p))
-      assert.is_true(p.requires_grad)
-    end)
-
-    it("can save over the file it came from", function()
-      lm.safetensors.save(path, { a = from_bytes("u8", { 3 }, "abc") })
-      local t = lm.safetensors.load(path)
-      t.b = from_bytes("u8", { 1 }, "d")
-      lm.safetensors.save(path, t)
-      assert.equal("abc", bytes_of(lm.safetensors.load(path).a))
-    end)
-
-    it("reads into a tensor that is there, of the same kind only", function()
-      lm.safetensors.save(path, { a = from_bytes("u8", { 3 }, "abc") })
-      local box = ffi.new("lm_safetensors *[1]")
-      assert.equal(0, C.lm_safetensors_open(box, path))
-      local there, other = lm.empty({ 3 }, { dtype = "u8" }), lm.empty({ 3 }, { dtype = "f32" })
-      lib.into(there, C.lm_safetensors_read, box[0], 0)
-      assert.equal("abc", bytes_of(there))
-      contains(message_of(lib.into, other, C.lm_safetensors_read, box[0], 0), "must be u8")
-      contains(message_of(lib.result, C.lm_safetensors_read, box[0], 1), "1 tensors", "no 1")
-      C.lm_safetensors_close(box[0])
-    end)
-  end)
-
-  describe("saving refuses", function()
-    local path
-    before_each(function() path = path_of("kept.safetensors") end)
-
-    --- Saving over a file that is there fails, and leaves it and its folder as they were.
-    local function keeps(tensors, meta, ...)
-      write("kept.safetensors", "old")
-      local before = listing()
-      contains(message_of(lm.safetensors.save, path, tensors, meta), "safetensors_spec.lua:", ...)
-      assert.equal("old", slurp(path))
-      assert.equal(before, listing())
-    end
-    local function one() return from_bytes("u8", { 1 }, "x") end
-
-    it("what is not a table of tensors", function()
-      keeps(nil, nil, "expected a table of name -> tensor", "got nil")
-      keeps(one(), nil, "expected a table", "got a tensor")
-      keeps({ a = one(), b = 5 }, nil, "'b' is not a tensor but a number")
-      keeps({ nested = { a = one() } }, nil, "'nested' is not a tensor but a table", "one flat table")
-      keeps({ one() }, nil, "a tensor's name must be a string, got number")
-    end)
-    it("a freed tensor", function()
-      local t = one()
-      t:free()
-      keeps({ gone = t }, nil, "'gone' was freed")
-    end)
-    it("names that a file cannot hold", function()
-      keeps({ __metadata__ = one() }, nil, path, "'__metadata__'", "reserves")
-      keeps({ ["a\0b"] = one() }, nil, "NUL byte")
-      keeps({ ["a\255"] = one() }, nil, path, "tensor 'a\255' is not valid UTF-8")
-    end)
-    it("metadata that is not strings", function()
-      keeps({}, "text", "metadata must be a table", "got string")
-      keeps({}, { steps = 7 }, "metadata 'steps' must be a string, got number")
-      keeps({}, { [1] = "a" }, "a key of the metadata must be a string, got number")
-      keeps({}, { a = "x\0y" }, "metadata 'a' has a NUL byte")
-      keeps({}, { a = "\255" }, path, "metadata 'a' is not valid UTF-8")
-    end)
-    it("names given twice, through the C interface", function()
-      local t = one()
-      local names = ffi.new("const char *[2]", { "same", "same" })
-      local status = C.lm_safetensors_save(path_of("twice"), 2, names, ffi.new("const lm_tensor *[2]", { t.h, t.h }), 0,
-        nil, nil)
-      assert.equal(C.LM_EINVAL, status)
-      contains(ffi.string(C.lm_last_error()), "tensor 'same' is given twice")
-    end)
-    it("a view, through the C interface", function()
-      local v = from_bytes("u8", { 2, 2 }, "abcd"):t()
-      assert.equal(C.LM_ESHAPE, C.lm_safetensors_save(path_of("view"), 1, ffi.new("const char *[1]", { "v" }),
-        ffi.new("const lm_tensor *[1]", { v.h }), 0, nil, nil))
-      contains(ffi.string(C.lm_last_error()), "'v' is not contiguous; use :contiguous()")
-    end)
-    it("an interrupted write", function()
-      write("kept.safetensors", "old")
-      local before = listing()
-      C.lm_interrupt()
-      local message = message_of(lm.safetensors.save, path, { a = one() })
-      C.lm_interrupt_clear()
-      contains(message, "interrupted")
-      assert.equal("old", slurp(path))
-      assert.equal(before, listing())
-    end)
-  end)
-
-  describe("where it saves", function()
-    local function refuses_to_save(path, ...)
-      contains(message_of(lm.safetensors.save, path, { a = from_bytes("u8", { 1 }, "x") }), "safetensors_spec.lua:",
-        "cannot write '" .. path .. "'", ...)
-    end
-
-    it("must not be a folder or a device", function()
-      refuses_to_save(folder, "it is a folder")
-      refuses_to_save("/dev/null", "not a regular file")
-    end)
-    it("must have a folder", function()
-      refuses_to_save(path_of("none/x"), "no folder '" .. path_of("none/"))
-      refuses_to_save("", "No such file")
-      write("plain", "x")
-      refuses_to_save(path_of("plain/x"), "Not a directory")
-    end)
-    it("must have a folder that can be written", function()
-      local path = path_of("locked/x")
-      assert(os.execute("mkdir -p " .. path_of("locked")))
-      C.chmod(path_of("locked"), tonumber("555", 8))
-      contains(message_without_rights(lm.safetensors.save, path, {}), "cannot write '" .. path .. "'",
-        "no new file in '" .. path_of("locked/"), "Permission denied")
-    end)
-    it("must not be write-protected", function()
-      local path = write("protected", "old")
-      C.chmod(path, tonumber("444", 8))
-      contains(message_without_rights(lm.safetensors.save, path, {}), "cannot write '" .. path .. "'",
-        "Permission denied")
-      assert.equal("old", slurp(path))
-    end)
-    it("may not be a link to nothing", function()
-      C.symlink(path_of("not there"), path_of("dangling"))
-      refuses_to_save(path_of("dangling"), "link to nothing")
-    end)
-    it("may be a link: what it links to is replaced", function()
-      write("real", "old")
-      C.symlink("real", path_of("link"))
-      lm.safetensors.save(path_of("link"), { a = from_bytes("u8", { 1 }, "x") })
-      assert.equal("x", bytes_of(lm.safetensors.load(path_of("real")).a))
-      local p = io.popen("readlink " .. path_of("link"))
-      assert.equal("real\n", p:read("*a"))
-      p:close()
-    end)
-    it("may have a name of the full 255 letters", function()
-      lm.safetensors.save(path_of(("n"):rep(255)), {})
-      assert.is_nil(next((lm.safetensors.load(path_of(("n"):rep(255))))))
-      contains(message_of(lm.safetensors.save, path_of(("n"):rep(256)), {}), folder, "nnn...nnn", "File name too long")
-    end)
-    it("may be relative", function()
-      lm.safetensors.save("spec-relative.safetensors", {})
-      assert.is_true(os.remove("spec-relative.safetensors"))
-    end)
-    it("gets the umask's mode, or that of the file it replaces", function()
-      local function mode(path)
-        local p = io.popen("stat -c %a " .. path)
-        local text = p:read("*l")
-        p:close()
-        return text
-      end
-      local old = C.umask(tonumber("027", 8))
-      lm.safetensors.save(path_of("mode"), {})
-      C.umask(old)
-      assert.equal("640", mode(path_of("mode")))
-      C.chmod(path_of("mode"), tonumber("600", 8))
-      lm.safetensors.save(path_of("mode"), {})
-      assert.equal("600", mode(path_of("mode")))
-    end)
-    it("must not go over the process's limit for a file", function()
-      local RLIMIT_FSIZE = 1
-      local limit = ffi.new("struct spec_rlimit")
-      assert.equal(0, C.getrlimit(RLIMIT_FSIZE, limit))
-      local current = limit.current
-      write("limited", "old")
-      limit.current = 1000
-      C.setrlimit(RLIMIT_FSIZE, limit)
-      local message = message_of(lm.safetensors.save, path_of("limited"), { a = lm.empty({ 1000 }, { dtype = "u8" }) })
-      limit.current = current
-      C.setrlimit(RLIMIT_FSIZE, limit)
-      contains(message, path_of("limited"), "limit of 1000", "ulimit -f")
-      assert.equal("old", slurp(path_of("limited")))
-    end)
-    it("keeps the old file when the disk is full", function()
-      local disk = path_of("disk")
-      os.execute("mkdir -p " .. disk)
-      if C.mount("tmpfs", disk, "tmpfs", 0, "size=64k") ~= 0 then
-        pending("making a small disk needs the right to mount")
-        return
-      end
-      finally(function() C.umount(disk) end)
-      write("disk/full", "old")
-      local message = message_of(lm.safetensors.save, disk .. "/full", { a = lm.empty({ 100000 }, { dtype = "u8" }) })
-      contains(message, disk .. "/full", "No space left on device")
-      assert.equal("old", slurp(disk .. "/full"))
-      local p = io.popen("ls -A " .. disk)
-      assert.equal("full\n", p:read("*a"))
-      p:close()
-    end)
   end)
 end)
