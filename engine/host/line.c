@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <histedit.h>
 #include <lauxlib.h>
+#include <locale.h>
 #include <lua.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +86,8 @@ static int line_open(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   HistEvent event;
   if (editor) return luaL_error(L, "line.open: already open");
+  const char *locale = setlocale(LC_CTYPE, ""); /* characters as the terminal has them */
+  if (!locale || strcmp(locale, "C") == 0) (void)setlocale(LC_CTYPE, "C.UTF-8");
   editor = el_init("lumuon", stdin, stdout, stderr);
   history_list = history_init();
   if (!editor || !history_list) {

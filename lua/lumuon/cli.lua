@@ -69,17 +69,20 @@ local function complain(...)
   io.stderr:write("\n")
 end
 
---- Call f; report what goes wrong; return the exit code.
+--- Call f; report what goes wrong.
+-- @return exit code, and what f returned
 local function guarded(f, ...)
   local interrupted, ok, result = host.call(M.describe, f, ...)
   if interrupted then
     complain("interrupted")
     return EXIT_INTERRUPT
   end
-  if ok then return type(result) == "number" and result or 0 end
+  if ok then return 0, result end
   complain(tostring(result))
   return is_usage_error(result) and EXIT_USAGE or EXIT_ERROR
 end
+
+M.guarded = guarded
 
 -- ---- scripts --------------------------------------------------------------------------------------
 
@@ -159,7 +162,7 @@ command("run", "run FILE.lua [--name=value ...]",
       complain(problem)
       return EXIT_ERROR
     end
-    return guarded(function(...) chunk(...) end, unpack(args, 2))
+    return (guarded(chunk, unpack(args, 2)))
   end)
 
 command("repl", "repl [RECIPE.lua [--name=value ...]]",
@@ -187,10 +190,13 @@ command("test", "test [--tags=T] [--filter=PATTERN] [FILE ...]",
   end)
 
 command("bench", "bench NAME [--name=value ...]", "Measure; `lumuon bench` lists what there is.",
-  function(args) return guarded(require("lumuon.bench").run, args) end)
+  function(args)
+    local code, result = guarded(require("lumuon.bench").run, args)
+    return code ~= 0 and code or result
+  end)
 
 command("info", "info", "Version, CPU, kernels, devices, libraries, threads, memory.",
-  function() return guarded(require("lumuon.info").run) end)
+  function() return (guarded(require("lumuon.info").run)) end)
 
 command("version", "version", "Print the version.", function()
   print("lumuon " .. require("lumuon.info").version())
