@@ -170,6 +170,9 @@ static int fits(const lm_tensor *src, int dtype) {
   const double least = dtype == LM_I32 ? -2147483648.0 : 0;
   const double most = dtype == LM_I32 ? 2147483647.0 : dtype == LM_U16 ? 65535.0 : 255.0;
   if (low > least - 1 && high < most + 1) return LM_OK;
+  if (low != low || high != high)
+    return lm__fail(LM_EINVAL, "copy: %s holds NaN, which %s cannot", lm__describe(src),
+                    lm_dtype_name(dtype));
   return lm__fail(LM_EINVAL, "copy: values from %g to %g do not fit %s, %.0f to %.0f", low, high,
                   lm_dtype_name(dtype), least, most);
 }
