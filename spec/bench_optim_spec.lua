@@ -47,7 +47,8 @@ describe("lumuon bench optim", function()
     assert.equal("null", report.json(0 / 0))
   end)
 
-  for _, bad in ipairs { "--shape=3,4", "--model=large", "--model=d0", "--runs=4", "--precision=f16", "--shap=1,2,3" } do
+  for _, bad in ipairs { "--shape=3,4", "--model=large", "--model=d0", "--runs=4", "--precision=f16",
+    "--shap=1,2,3" } do
     it("refuses " .. bad, function() assert.is_false(pcall(bench.run, { bad })) end)
   end
 end)

@@ -15,7 +15,6 @@
 #include <string.h>
 
 #include "core/error.h"
-#include "core/storage.h"
 #include "lumuon.h"
 
 static int failed(const char *what, const lm__gemm *g, dnnl_status_t status) {
@@ -52,6 +51,8 @@ typedef struct product {
 enum { SLOTS = 64, WAYS = 4 };
 typedef struct products {
   dnnl_stream_t stream;
+  void *scratch; /* kept: a warm step asks nobody for memory */
+  size_t scratch_bytes;
   product slot[SLOTS][WAYS];
   unsigned char next[SLOTS]; /* the way to replace next */
 } products;
@@ -75,6 +76,7 @@ static void forget_all(void *arg) {
   for (int s = 0; s < SLOTS; s++)
     for (int w = 0; w < WAYS; w++) forget(&all->slot[s][w]);
   (void)dnnl_stream_destroy(all->stream);
+  free(all->scratch);
   free(all);
 }
 
@@ -230,19 +232,23 @@ static int run_bf16(const lm__gemm *g) {
     }
     p->key = wanted;
   }
-  lm__storage *scratch = NULL;
-  if (p->scratch_bytes > 0) LM__TRY(lm__storage_new(&scratch, p->scratch_bytes, LM_CPU));
+  if (p->scratch_bytes > all->scratch_bytes) {
+    const size_t bytes = (p->scratch_bytes + 4095) / 4096 * 4096;
+    free(all->scratch);
+    all->scratch = aligned_alloc(4096, bytes);
+    all->scratch_bytes = all->scratch ? bytes : 0;
+    if (!all->scratch) return failed("get memory for", g, dnnl_out_of_memory);
+  }
   DNN(dnnl_memory_set_data_handle(p->a, (void *)(uintptr_t)g->a));
   DNN(dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)g->b));
   DNN(dnnl_memory_set_data_handle(p->c, g->c));
-  DNN(dnnl_memory_set_data_handle(p->scratch, scratch ? scratch->data : NULL));
+  DNN(dnnl_memory_set_data_handle(p->scratch, all->scratch));
   const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, p->a},
                                        {DNNL_ARG_WEIGHTS, p->b},
                                        {DNNL_ARG_DST, p->c},
                                        {DNNL_ARG_SCRATCHPAD, p->scratch}};
   DNN(dnnl_primitive_execute(p->primitive, all->stream, 4, arguments));
   DNN(dnnl_stream_wait(all->stream));
-  if (scratch) lm__storage_release(scratch);
   return status == dnnl_success ? LM_OK : failed("multiply", g, status);
 }
 

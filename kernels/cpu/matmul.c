@@ -122,7 +122,7 @@ static int multiply(operand *out, operand *a, operand *b, float alpha, float bet
                          .beta = beta};
   const double work = 2.0 * (double)w.product.m * (double)w.product.n * (double)w.product.k;
   if (n > 1 && work < 1e8) /* small ones: a thread each */
-    lm__parallel_items(n, range_products, &w);
+    lm__parallel_for(n, 1, range_products, &w);
   else
     range_products(0, n, &w);
   if (w.status == LM_OK || n == 1) return w.status; /* the message is on the thread that failed */

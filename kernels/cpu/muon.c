@@ -88,13 +88,10 @@ static void range_fill(int64_t begin, int64_t end, void *arg) {
   }
 }
 
-static int prepare(lm__bank *bank, int64_t k) {
+static void prepare(lm__bank *bank, int64_t k, double *sums) {
   muon *m = bank->arg;
   const int64_t rows = bank->rows;
-  lm__storage *scratch = NULL;
-  LM__TRY(lm__storage_new(&scratch, 2 * (size_t)rows * sizeof(double), LM_CPU));
-  one w = {.m = m, .k = k, .sums = scratch->data};
-  w.factors = w.sums + rows;
+  one w = {.m = m, .k = k, .sums = sums, .factors = sums + rows};
   lm__parallel_for(rows, lm__bank_grain(bank), range_norms, &w);
   double total = 0, equilibrated = 0;
   for (int64_t i = 0; i < rows; i++) total += w.sums[i];
@@ -106,8 +103,6 @@ static int prepare(lm__bank *bank, int64_t k) {
   const double inverse = 1.0 / (sqrt(equilibrated) * bank->polar->norm_scale + 1e-6);
   for (int64_t i = 0; i < rows; i++) w.factors[i] *= inverse;
   lm__parallel_for(rows, lm__bank_grain(bank), range_fill, &w);
-  lm__storage_release(scratch);
-  return LM_OK;
 }
 
 /* ---- after the products ---- */
@@ -148,16 +143,14 @@ static void range_column_sums(int64_t begin, int64_t end, void *arg) {
 }
 
 /* V's next value and the factor of each row or column of X. */
-static int reduce_variance(lm__bank *bank, int64_t k) {
+static void reduce_variance(lm__bank *bank, int64_t k, double *sums) {
   muon *m = bank->arg;
   const int64_t side = m->side, reduced = m->by_row ? bank->cols : bank->rows;
   const double d = (double)reduced;
   const double least = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const float *old = m->second + k * side;
   float *next = m->next_second + k * side, *scale = m->scale + k * side;
-  lm__storage *scratch = NULL;
-  LM__TRY(lm__storage_new(&scratch, (size_t)side * sizeof(double), LM_CPU));
-  one w = {.m = m, .k = k, .sums = scratch->data};
+  one w = {.m = m, .k = k, .sums = sums};
   if (m->by_row)
     lm__parallel_for(side, lm__bank_grain(bank), range_row_sums, &w);
   else
@@ -175,8 +168,6 @@ static int reduce_variance(lm__bank *bank, int64_t k) {
   }
   const double keep = renormalise * sqrt(before) / fmax(sqrt(after), 1e-10);
   for (int64_t i = 0; i < side; i++) scale[i] = (float)(w.sums[i] * keep);
-  lm__storage_release(scratch);
-  return LM_OK;
 }
 
 /* ---- the writing ---- */

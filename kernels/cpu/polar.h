@@ -12,10 +12,13 @@ typedef struct lm__bank {
   int dtype;      /* of x: bf16 where products in it are fast, else f32 */
   bool round;     /* f32 elements that hold bf16 values: bf16 on a CPU that is slow at it */
   lm__storage *x; /* (count, rows, cols) */
-  int (*prepare)(struct lm__bank *bank, int64_t k); /* fill x[k] */
-  int (*finish)(struct lm__bank *bank, int64_t k);  /* look at x[k] afterwards; may be NULL */
+  /* Fill x[k]; look at x[k] afterwards (may be NULL). sums: 2 max(rows, cols) of scratch. */
+  void (*prepare)(struct lm__bank *bank, int64_t k, double *sums);
+  void (*finish)(struct lm__bank *bank, int64_t k, double *sums);
   void *arg;
   int status;
+  lm__storage *scratch; /* of bank_run: a slot for each thread that takes matrices */
+  int64_t slots_taken;
 } lm__bank;
 
 int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,

@@ -101,27 +101,39 @@ static int iterate(const lm__bank *bank, char *x, char *gram, char *poly, char *
   return LM_OK;
 }
 
-static int run_one(lm__bank *bank, int64_t k) {
+/* Where the pieces of a slot lie, in bytes. */
+typedef struct slot {
+  int64_t gram, poly, old, sums, bytes;
+} slot;
+
+static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static slot slot_layout(const lm__bank *bank) {
   const int64_t size = lm_dtype_size(bank->dtype);
-  const int64_t m = bank->rows < bank->cols ? bank->rows : bank->cols;
-  const int64_t square = (m * m * size + 63) / 64 * 64, whole = bank->rows * bank->cols * size;
-  lm__storage *scratch = NULL;
-  LM__TRY(lm__storage_new(&scratch, (size_t)(2 * square + whole), LM_CPU));
-  char *p = scratch->data;
-  int status = bank->prepare(bank, k);
-  if (status == LM_OK)
-    status = iterate(bank, lm__bank_row(bank, k, 0), p, p + square, p + 2 * square);
-  lm__storage_release(scratch);
-  if (status == LM_OK && bank->finish) status = bank->finish(bank, k);
-  return status;
+  const bool tall = bank->rows > bank->cols;
+  const int64_t m = tall ? bank->cols : bank->rows, n = tall ? bank->rows : bank->cols;
+  slot s = {0};
+  s.poly = s.gram + aligned(m * m * size);
+  s.old = s.poly + aligned(m * m * size);
+  s.sums = s.old + aligned(m * n * size);
+  s.bytes = s.sums + aligned(2 * n * (int64_t)sizeof(double));
+  return s;
 }
 
+/* Matrices begin..end, one after another in one slot. */
 static void range_run(int64_t begin, int64_t end, void *arg) {
   lm__bank *bank = arg;
+  const slot s = slot_layout(bank);
+  const int64_t mine = __atomic_fetch_add(&bank->slots_taken, 1, __ATOMIC_RELAXED);
+  char *scratch = (char *)bank->scratch->data + mine * s.bytes;
+  double *sums = (double *)(void *)(scratch + s.sums);
   for (int64_t k = begin; k < end; k++) {
     if (__atomic_load_n(&bank->status, __ATOMIC_RELAXED) != LM_OK) return;
-    const int status = run_one(bank, k);
+    bank->prepare(bank, k, sums);
+    const int status = iterate(bank, lm__bank_row(bank, k, 0), scratch + s.gram, scratch + s.poly,
+                               scratch + s.old);
     if (status != LM_OK) __atomic_store_n(&bank->status, status, __ATOMIC_RELAXED);
+    if (status == LM_OK && bank->finish) bank->finish(bank, k, sums);
   }
 }
 
@@ -130,18 +142,19 @@ int LM_KERNEL(bank_run)(lm__bank *bank) {
   const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
   const bool small = m * m * n < 4e6, even = bank->count % threads == 0;
-  if (bank->count > 1 && (small || even || bank->count >= 4 * threads)) {
-    lm__parallel_items(bank->count, range_run, bank);
-    if (bank->status != LM_OK) /* the message is on the thread that failed */
-      return lm__fail(bank->status, "polar_express: %s while (%lld, %lld, %lld) was being done",
-                      bank->status == LM_EINTERRUPT ? "interrupted"
-                      : bank->status == LM_ENOMEM   ? "out of memory"
-                                                    : "a product failed",
-                      (long long)bank->count, (long long)bank->rows, (long long)bank->cols);
-    return LM_OK;
-  }
-  range_run(0, bank->count, bank);
-  return bank->status;
+  const bool each = bank->count > 1 && (small || even || bank->count >= 4 * threads);
+  const int64_t slots = !each ? 1 : bank->count < threads ? bank->count : threads;
+  LM__TRY(lm__storage_new(&bank->scratch, (size_t)(slots * slot_layout(bank).bytes), LM_CPU));
+  if (each)
+    lm__parallel_for(bank->count, 1, range_run, bank);
+  else
+    range_run(0, bank->count, bank);
+  lm__storage_release(bank->scratch);
+  if (bank->status == LM_OK || !each) return bank->status;
+  return lm__fail(bank->status, /* the message is on the thread that failed */
+                  "polar_express: %s while (%lld, %lld, %lld) was being done",
+                  bank->status == LM_EINTERRUPT ? "interrupted" : "a product failed",
+                  (long long)bank->count, (long long)bank->rows, (long long)bank->cols);
 }
 
 /* ---- the op ---- */
@@ -176,21 +189,17 @@ static void range_scale(int64_t begin, int64_t end, void *arg) {
 }
 
 /* x[k] = in[k] / (|in[k]|_F s + 1e-6) */
-static int normalise(lm__bank *bank, int64_t k) {
+static void normalise(lm__bank *bank, int64_t k, double *sums) {
   const lm_tensor *in = bank->arg;
-  lm__storage *sums = NULL;
   double total = 0;
-  LM__TRY(lm__storage_new(&sums, (size_t)bank->rows * sizeof(double), LM_CPU));
   norm w = {.in = (const float *)lm__data(in) + k * bank->rows * bank->cols,
             .bank = bank,
-            .sums = sums->data,
+            .sums = sums,
             .k = k};
   lm__parallel_for(bank->rows, lm__bank_grain(bank), range_sums, &w);
   for (int64_t i = 0; i < bank->rows; i++) total += w.sums[i];
   w.scale = 1.0 / (sqrt(total) * bank->polar->norm_scale + 1e-6);
   lm__parallel_for(bank->rows, lm__bank_grain(bank), range_scale, &w);
-  lm__storage_release(sums);
-  return LM_OK;
 }
 
 int LM_KERNEL(polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args) {
