@@ -9,6 +9,7 @@ int lm_random_uniform(lm_tensor *t, double low, double high, uint64_t seed, uint
   const lm__backend_table *backend;
   LM__TRY(lm__begin("uniform", 1, t));
   LM__OP(backend, random_uniform, t->device);
+  LM__TRY(lm__need_writable("uniform", t));
   if (!(low <= high) || !isfinite(high - low) || fabs(low) > 3.4e38 || fabs(high) > 3.4e38)
     return lm__fail(LM_EINVAL, "uniform: needs finite low <= high, got low %g, high %g", low, high);
   if (!lm__is_float(t->dtype)) {
@@ -28,6 +29,7 @@ int lm_random_normal(lm_tensor *t, double mean, double std, uint64_t seed, uint6
   const lm__backend_table *backend;
   LM__TRY(lm__begin("normal", 1, t));
   LM__OP(backend, random_normal, t->device);
+  LM__TRY(lm__need_writable("normal", t));
   if (!lm__is_float(t->dtype))
     return lm__fail(LM_EDTYPE, "normal: needs f32, bf16 or f16, got %s", lm__describe(t));
   if (!(fabs(mean) <= 3e38) || !(std >= 0 && std <= 3e37))

@@ -60,7 +60,9 @@ function T.dtype(t) return lib.dtype_names[C.lm_tensor_dtype(live(t, "dtype"))] 
 function T.device(t) return ffi.string(C.lm_device_name(C.lm_tensor_device(live(t, "device")))) end
 function T.is_contiguous(t) return C.lm_tensor_is_contiguous(live(t, "is_contiguous")) ~= 0 end
 --- Whether both share memory.
-function T.shares_storage(a, b) return C.lm_tensor_shares_storage(a.h, b.h) ~= 0 end
+function T.shares_storage(a, b)
+  return C.lm_tensor_shares_storage(live(a, "shares_storage"), live(b, "shares_storage")) ~= 0
+end
 
 --- "f32 (2, 3)".
 function T.describe(t)
@@ -172,8 +174,15 @@ function tensor.arange(start, stop, step, options)
 end
 
 local function sizes_of(value, sizes, depth, what)
-  if type(value) ~= "table" then return end
+  if type(value) ~= "table" then
+    if sizes[depth] then raise("%s: numbers and tables side by side at depth %d", what, depth - 1) end
+    sizes.leaves = depth
+    return
+  end
   local n = #value
+  if sizes.leaves and depth >= sizes.leaves then
+    raise("%s: numbers and tables side by side at depth %d", what, depth - 1)
+  end
   if sizes[depth] == nil then
     sizes[depth] = n
   elseif sizes[depth] ~= n then
@@ -190,7 +199,9 @@ end
 --- From a number or nested tables of numbers: lm.tensor({{1, 2}, {3, 4}}, {dtype = "i32"}).
 function tensor.tensor(value, options)
   local sizes = {}
+  if is_tensor(value) then raise("tensor: got a tensor; use :clone() or :to()") end
   sizes_of(value, sizes, 1, "tensor")
+  sizes.leaves = nil
   local _, _, dtype, device = creation_arguments("tensor", sizes, options)
   local t = new(sizes, dtype, C.LM_CPU, "tensor")
   local index = ffi.new("int64_t[?]", MAX_DIMS)
@@ -226,33 +237,42 @@ tensor.Generator = setmetatable({}, {
     if not is_whole(seed) or seed < 0 then
       raise("Generator: seed must be a whole number >= 0, got %s", tostring(seed))
     end
-    return setmetatable({ seed = seed, stream = stream or 0, position = 0 }, Generator)
+    stream = stream or 0
+    if not is_whole(stream) or stream < 0 then
+      raise("Generator: stream must be a whole number >= 0, got %s", tostring(stream))
+    end
+    return setmetatable({ seed = seed, stream = stream, position = 0 }, Generator)
   end,
 })
-
-function Generator:take(n)
-  local position = self.position
-  self.position = position + n
-  return self.seed, self.stream, position
-end
 
 local default_generator = tensor.Generator(0)
 
 --- Start the default generator afresh.
 function tensor.manual_seed(seed) default_generator = tensor.Generator(seed) end
 
+--- Fill t with the generator's next numbers.
+local function draw(f, what, t, a, b, generator)
+  tensor.in_place(t, what)
+  generator = generator or default_generator
+  if getmetatable(generator) ~= Generator then
+    raise("%s: generator must be an lm.Generator, got %s", what, type(generator))
+  end
+  if type(a) ~= "number" or type(b) ~= "number" then
+    raise("%s: expected two numbers, got %s and %s", what, type(a), type(b))
+  end
+  call(f, t.h, a, b, generator.seed, generator.stream, generator.position)
+  generator.position = generator.position + t:numel()
+  return t
+end
+
 --- Uniform in [low, high), in place.
 function T.uniform_(t, low, high, generator)
-  local seed, stream, position = (generator or default_generator):take(t:numel())
-  call(C.lm_random_uniform, t.h, low or 0, high or 1, seed, stream, position)
-  return t
+  return draw(C.lm_random_uniform, "uniform_", t, low or 0, high or 1, generator)
 end
 
 --- Normal, in place.
 function T.normal_(t, mean, std, generator)
-  local seed, stream, position = (generator or default_generator):take(t:numel())
-  call(C.lm_random_normal, t.h, mean or 0, std or 1, seed, stream, position)
-  return t
+  return draw(C.lm_random_normal, "normal_", t, mean or 0, std or 1, generator)
 end
 
 --- lm.rand(2, 3): uniform in [0, 1), or {low =, high =, generator =}.
@@ -271,9 +291,17 @@ end
 
 --- Any strides and offset (in elements, from this tensor's first), checked against the storage.
 function T.as_strided(t, sizes, strides, offset)
+  live(t, "as_strided")
   local n = put_shape(sizes, "as_strided")
-  for d = 1, n do stride_box[d - 1] = strides[d] end
-  return result(C.lm_tensor_view, t.h, n, shape_box, stride_box, offset or 0)
+  for d = 1, n do
+    if not is_whole(strides[d]) then
+      raise("as_strided: stride %s of dim %d is not a whole number", tostring(strides[d]), d)
+    end
+    stride_box[d - 1] = strides[d]
+  end
+  offset = offset or 0
+  if not is_whole(offset) then raise("as_strided: offset %s is not a whole number", tostring(offset)) end
+  return result(C.lm_tensor_view, t.h, n, shape_box, stride_box, offset)
 end
 
 local function copy_layout(t)
@@ -560,6 +588,7 @@ end
 
 --- The same values, cut off from gradients.
 function T.detach(t)
+  live(t, "detach")
   if not t.requires_grad then return t end
   local n = copy_layout(t)
   return result(C.lm_tensor_view, t.h, n, shape_box, stride_box, 0)
@@ -603,6 +632,7 @@ end
 
 --- t += alpha * x, in place.
 function T.axpy_(t, alpha, x)
+  if type(alpha) ~= "number" then raise("axpy_: alpha must be a number, got %s", type(alpha)) end
   call(C.lm_axpy, in_place(t, "axpy_").h, alpha, live(x, "axpy_"))
   return t
 end
