@@ -111,7 +111,7 @@ local function step(n)
 end
 
 local session = { model = model, opt = opt, data = data, options = o, step = step, evaluate = evaluate,
-  sample = sample }
+  sample = sample, train_step = train_step, tokens_per_step = o.batch_size * o.sequence_len }
 if lm.interactive then return session end
 
 local all, matrices = model:num_parameters()
@@ -127,7 +127,8 @@ lm.train.print_table("fortune", {
   { "threads", lm.threads() },
 })
 
-local log = lm.train.log { steps = o.steps, tokens_per_step = o.batch_size * o.sequence_len, every = 20, out = o.out }
+local log = lm.train.log { steps = o.steps, tokens_per_step = session.tokens_per_step, every = 20,
+  out = o.out }
 for i = 1, o.steps do
   log:start()
   local loss, multiplier = train_step(i - 1)

@@ -1,6 +1,7 @@
 --- The engine's namespace, and what every wrapper around it needs: errors at the caller's line,
 -- handles that free themselves, scopes. Users meet this module only through `lm`.
 local ffi = require "ffi"
+local clock = require "lumuon.clock"
 require "lumuon.cdef"
 
 local lib = { ffi = ffi }
@@ -84,12 +85,35 @@ local function failed(status, f, ...)
   if status ~= 0 then raise("%s", ffi.string(C.lm_last_error())) end
 end
 
+-- While lib.measure runs, the seconds spent inside engine calls.
+local measuring, engine_seconds = false, 0
+
+local function measured_call(f, ...)
+  local begun = clock()
+  local status = f(...)
+  engine_seconds = engine_seconds + clock() - begun
+  if status ~= 0 then failed(status, f, ...) end
+end
+
 --- Call an engine function; its error becomes a Lua error at the user's line.
 function lib.call(f, ...)
+  if measuring then return measured_call(f, ...) end
   local status = f(...)
   if status ~= 0 then failed(status, f, ...) end
 end
 local call = lib.call
+
+--- Run f(...); returns the seconds it took, and how many of them in engine calls (looking at sizes and
+-- freeing count as Lua).
+function lib.measure(f, ...)
+  measuring, engine_seconds = true, 0
+  local begun = clock()
+  local ok, message = pcall(f, ...)
+  local seconds = clock() - begun
+  measuring = false
+  if not ok then error(message, 0) end
+  return seconds, engine_seconds
+end
 
 -- ---- tensors' handles ---------------------------------------------------------------------------------
 
@@ -236,23 +260,6 @@ function lib.device_code(name)
   return code
 end
 
---- The string nearest to name among candidates by edit distance (at most half its length), or nil.
-function lib.nearest(name, candidates)
-  local best, best_distance = nil, math.max(2, math.floor(#name / 2)) + 1
-  for _, candidate in ipairs(candidates) do
-    local row = {}
-    for j = 0, #candidate do row[j] = j end
-    for i = 1, #name do
-      local diagonal = row[0]
-      row[0] = i
-      for j = 1, #candidate do
-        local cost = name:byte(i) == candidate:byte(j) and 0 or 1
-        diagonal, row[j] = row[j], math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
-      end
-    end
-    if row[#candidate] < best_distance then best, best_distance = candidate, row[#candidate] end
-  end
-  return best
-end
+lib.nearest = require "lumuon.nearest"
 
 return lib
