@@ -75,10 +75,10 @@ local function train_step(step)
   return lm.scope(function()
     local multiplier = set_hyperparameters(step)
     local idx, targets = data:batch("train", o.batch_size, o.sequence_len, step)
+    opt:zero_grad()
     local loss = model:forward(idx, targets)
     loss:backward()
     opt:step()
-    opt:zero_grad()
     return loss:item(), multiplier
   end)
 end

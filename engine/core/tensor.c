@@ -39,6 +39,7 @@ const char *lm__describe(const lm_tensor *t) {
 /* Bytes of a tensor, or an error where they do not fit. */
 static int count_bytes(const char *op, int dtype, int ndim, const int64_t *shape, size_t *bytes) {
   int64_t n = lm_dtype_size(dtype);
+  bool empty = false;
   if (n == 0) return lm__fail(LM_EDTYPE, "%s: %d is no dtype", op, dtype);
   if (ndim < 0 || ndim > LM_MAX_DIMS)
     return lm__fail(LM_ESHAPE, "%s: %d dims; a tensor has 0 to %d", op, ndim, LM_MAX_DIMS);
@@ -46,11 +47,12 @@ static int count_bytes(const char *op, int dtype, int ndim, const int64_t *shape
     if (shape[d] < 0)
       return lm__fail(LM_ESHAPE, "%s: negative size in shape %s", op,
                       lm__shape_string(ndim, shape));
-    if (__builtin_mul_overflow(n, shape[d], &n))
+    empty = empty || shape[d] == 0; /* strides of the other dims must still fit */
+    if (__builtin_mul_overflow(n, shape[d] > 0 ? shape[d] : 1, &n))
       return lm__fail(LM_ENOMEM, "%s: shape %s has more bytes than can be counted", op,
                       lm__shape_string(ndim, shape));
   }
-  *bytes = (size_t)n;
+  *bytes = empty ? 0 : (size_t)n;
   return LM_OK;
 }
 

@@ -2,6 +2,7 @@
 -- handles that free themselves, scopes. Users meet this module only through `lm`.
 local ffi = require "ffi"
 local clock = require "lumuon.clock"
+local has_host, host = pcall(require, "lumuon.host") -- the executable; plain luajit has none
 require "lumuon.cdef"
 
 local lib = { ffi = ffi }
@@ -88,20 +89,40 @@ end
 -- While lib.measure runs, the seconds spent inside engine calls.
 local measuring, engine_seconds = false, 0
 
-local function measured_call(f, ...)
+local function measured(f, ...)
   local begun = clock()
   local status = f(...)
   engine_seconds = engine_seconds + clock() - begun
-  if status ~= 0 then failed(status, f, ...) end
+  return status
 end
+
+--- Call an engine function and return its status: for those who deal with errors themselves.
+function lib.status(f, ...)
+  if measuring then return measured(f, ...) end
+  return f(...)
+end
+local status_of = lib.status
 
 --- Call an engine function; its error becomes a Lua error at the user's line.
 function lib.call(f, ...)
-  if measuring then return measured_call(f, ...) end
-  local status = f(...)
+  local status = status_of(f, ...)
   if status ~= 0 then failed(status, f, ...) end
 end
 local call = lib.call
+
+--- Run f(...) with Ctrl-C held back until its end: for what must not stop half-way. (A second Ctrl-C is
+-- not held back.)
+function lib.uninterrupted(f, ...)
+  if not has_host then return f(...) end
+  local before = host.defer_interrupt(true)
+  local function finish(ok, ...)
+    host.defer_interrupt(before)
+    if not before and host.interrupt_asked() then C.lm_interrupt() end -- the next engine call tells
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return finish(pcall(f, ...))
+end
 
 --- Run f(...); returns the seconds it took, and how many of them in engine calls (looking at sizes and
 -- freeing count as Lua).

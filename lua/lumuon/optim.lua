@@ -150,15 +150,15 @@ end
 
 --- Write through f(...); once something has been written, Ctrl-C waits until everything is.
 local function write(progress, f, ...)
-  local status = f(...)
+  local status = lib.status(f, ...)
   if status == C.LM_ENOMEM then
     lib.collect()
-    status = f(...)
+    status = lib.status(f, ...)
   end
   while status == C.LM_EINTERRUPT and progress.done > 0 do
     C.lm_interrupt_clear()
     progress.interrupted = true
-    status = f(...)
+    status = lib.status(f, ...)
   end
   if status ~= 0 then
     if progress.interrupted then C.lm_interrupt() end
@@ -215,6 +215,13 @@ local function check_groups(self)
   end
 end
 
+local function write_all(self)
+  local progress = { done = 0, interrupted = false }
+  for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
+  self.steps = self.steps + 1
+  if progress.interrupted then C.lm_interrupt() end -- the next engine call tells
+end
+
 --- Move every parameter by its gradient. Returns true; or, with on_nonfinite = "skip", false and a
 -- message where a gradient has a NaN or Inf (an error otherwise). Whatever goes wrong is found before
 -- anything is written: parameters, moments and the step count are then as they were.
@@ -225,10 +232,7 @@ function MuonAdamW:step()
     if self.on_nonfinite == "skip" then return false, bad end
     raise("step: %s", bad)
   end
-  local progress = { done = 0, interrupted = false }
-  for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
-  self.steps = self.steps + 1
-  if progress.interrupted then C.lm_interrupt() end -- the next engine call tells
+  lib.uninterrupted(write_all, self)
   return true
 end
 
