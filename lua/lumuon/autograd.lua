@@ -45,14 +45,19 @@ end
 -- to seven arguments; forward(node, ...) saves what backward needs in node (nil if nothing is
 -- recorded); backward(node, grad) returns a gradient, or nil, for each argument in order. node[i] is
 -- argument i.
-function autograd.define(name, forward, backward)
-  local def = { name = name, backward = backward, own = true }
+--
+-- What backward returns is `grad` itself or new memory that nobody else holds, so that later
+-- contributions can be added into it; an op whose backward returns views of grad says `views`.
+function autograd.define(name, forward, backward, views)
+  local def = { name = name, backward = backward, own = true, fresh = not views }
   return function(a, b, c, d, e, f, g)
     if not (enabled and (wants_grad(a) or wants_grad(b) or wants_grad(c) or wants_grad(d)
         or wants_grad(e) or wants_grad(f) or wants_grad(g))) then
       return forward(nil, a, b, c, d, e, f, g)
     end
-    local node = { a, b, c, d, e, f, g, id = 0, def = def, grad = false }
+    -- fields that are set later are there from the start, so that the table does not grow
+    local node = { a, b, c, d, e, f, g, id = 0, def = def, grad = false, owned = false, done = false, y = nil,
+      out = nil }
     local out = forward(node, a, b, c, d, e, f, g)
     if out == a then return a end -- nothing to do: x:contiguous() of a contiguous x
     return record(def, node, out)
@@ -78,7 +83,7 @@ function autograd.Function(def)
       raise("Function: unknown field '%s' (name, forward, backward)", tostring(key))
     end
   end
-  local own = { name = def.name or "Function", backward = def.backward }
+  local own = { name = def.name or "Function", backward = def.backward, fresh = false }
   return function(...)
     local ctx, wanted = { ... }, false
     ctx.needs, ctx.grad = {}, false
@@ -102,9 +107,13 @@ local function leaf_grad(leaf)
   return leaf.grad
 end
 
---- For backwards that can add into memory: the .grad of x if x is a leaf that wants one, else nil.
-function autograd.grad_of_leaf(x)
-  return x.requires_grad and not x.node and leaf_grad(x) or nil
+--- For backwards that can add into memory: the gradient of x gathered so far (of a leaf: its .grad),
+-- if there is one and it may be written into; else nil. What was added there is not returned as well.
+function autograd.gathered_grad(x)
+  if not x.requires_grad then return nil end
+  local source = x.node
+  if not source then return leaf_grad(x) end
+  return source.owned and source.grad or nil
 end
 
 local function same_shape(a, b)
@@ -141,6 +150,7 @@ local function accumulate(node, grad, input, g)
   local source = input.node
   if source and not source.grad then
     source.grad = g
+    source.owned = node.def.fresh and g ~= grad
     hold(g)
     return
   end

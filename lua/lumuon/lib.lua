@@ -7,6 +7,10 @@ require "lumuon.cdef"
 
 local lib = { ffi = ffi }
 
+-- A model's step is thousands of short traces; past LuaJIT's default bounds it would throw all of them
+-- away and begin again.
+require("jit.opt").start("maxtrace=10000", "maxmcode=32768", "maxrecord=8000", "maxsnap=1000")
+
 -- Where this module lies: "@lumuon:" inside the executable, else its folder. Frames whose source
 -- starts so are the library's own.
 local own_source = debug.getinfo(1, "S").source

@@ -5,7 +5,7 @@ local autograd = require "lumuon.autograd"
 local ops = require "lumuon.ops"
 local ffi, C, call, raise, result, into = lib.ffi, lib.C, lib.call, lib.raise, lib.result, lib.into
 local T, raw, define, is_tensor = lib.methods, tensor.raw, autograd.define, lib.is_tensor
-local grad_of_leaf = autograd.grad_of_leaf
+local gathered_grad = autograd.gathered_grad
 
 local nn = { linear = ops.linear }
 
@@ -24,7 +24,7 @@ nn.embedding = define("embedding", function(node, table_, idx)
   return result(C.lm_embedding, raw.contiguous(table_).h, idx.h)
 end, function(node, g)
   local table_ = node[1]
-  local sum = grad_of_leaf(table_)
+  local sum = gathered_grad(table_)
   local fresh = not sum and tensor.zeros_like(table_) or nil
   call(C.lm_embedding_backward, (sum or fresh).h, raw.contiguous(g).h, node.idx.h)
   return fresh

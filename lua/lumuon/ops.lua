@@ -159,24 +159,27 @@ end
 
 -- ---- products ----------------------------------------------------------------------------------------------
 
-local grad_of_leaf = autograd.grad_of_leaf
+local gathered_grad = autograd.gathered_grad
+
+--- alpha * a @ b as a gradient of x: added to what x has gathered, or returned where it has nothing yet.
+local function product_grad(x, a, b, alpha)
+  local into = gathered_grad(x)
+  if not into then return raw.matmul(a, b, alpha) end
+  raw.matmul(a, b, alpha, into, 1)
+  return nil
+end
 
 --- a @ b, with `alpha` in front: (..., M, K) and (..., K, N) or (K, N).
 T.matmul = define("matmul", function(_, a, b, alpha) return raw.matmul(a, b, alpha) end, function(node, g)
   local a, b, alpha = node[1], node[2], node[3]
   local da, db
-  if wants(a) then da = raw.matmul(g, raw.transpose(b, -2, -1), alpha) end
+  if wants(a) then da = product_grad(a, g, raw.transpose(b, -2, -1), alpha) end
   if wants(b) then
     if b:dim() == 2 and a:dim() > 2 then -- one b for every matrix of a: join the leading dims
       a = raw.view(raw.contiguous(a), -1, a:size(-1))
       g = raw.view(raw.contiguous(g), -1, g:size(-1))
     end
-    local into = grad_of_leaf(b)
-    if into then
-      raw.matmul(raw.transpose(a, -2, -1), g, alpha, into, 1)
-    else
-      db = raw.matmul(raw.transpose(a, -2, -1), g, alpha)
-    end
+    db = product_grad(b, raw.transpose(a, -2, -1), g, alpha)
   end
   return da, db
 end)
@@ -186,18 +189,16 @@ ops.matmul = T.matmul
 -- for the product.
 ops.linear = define("linear", function(node, x, w)
   if x:dtype() == "bf16" then w = raw.to(w, "bf16") end
-  if node then node.w = w end
+  if node then node.y = w end
   return raw.matmul(x, raw.transpose(w, 1, 2))
 end, function(node, g)
   local x, w = node[1], node[2]
   local dx, dw
-  if wants(x) then dx = raw.matmul(g, node.w) end
+  if wants(x) then dx = product_grad(x, g, node.y) end
   if wants(w) then
     local x2 = raw.view(raw.contiguous(x), -1, x:size(-1))
     local g2 = raw.view(raw.contiguous(g), -1, g:size(-1))
-    local into = grad_of_leaf(w)
-    dw = raw.matmul(raw.transpose(g2, 1, 2), x2, 1, into, 1)
-    if into then dw = nil end
+    dw = product_grad(w, raw.transpose(g2, 1, 2), x2)
   end
   return dx, dw
 end)
@@ -206,13 +207,13 @@ end)
 
 local function define_view(name, backward)
   local forward = raw[name]
-  T[name] = define(name, function(_, ...) return forward(...) end, backward)
+  T[name] = define(name, function(_, ...) return forward(...) end, backward, true)
 end
 
 --- Views that take any number of arguments pack them, so that the tape sees two.
 local function define_listed_view(name, backward)
   local forward = raw[name]
-  local op = define(name, function(_, x, arguments) return forward(x, unpack(arguments)) end, backward)
+  local op = define(name, function(_, x, arguments) return forward(x, unpack(arguments)) end, backward, true)
   T[name] = function(x, ...) return op(x, { ... }) end
 end
 
