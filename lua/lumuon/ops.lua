@@ -185,11 +185,12 @@ T.matmul = define("matmul", function(_, a, b, alpha) return raw.matmul(a, b, alp
 end)
 ops.matmul = T.matmul
 
---- x W' for x (..., in) and W (out, in): a linear layer without bias. With x in bf16 an f32 W is cast
--- for the product.
-ops.linear = define("linear", function(node, x, w)
+--- x W' for x (..., in) and W (out, in): a linear layer without bias; plus `residual`, a tensor of the
+-- result's shape, where one is given. With x in bf16 an f32 W is cast for the product.
+ops.linear = define("linear", function(node, x, w, residual)
   if x:dtype() == "bf16" then w = raw.to(w, "bf16") end
   if node then node.y = w end
+  if residual then return raw.matmul(x, raw.transpose(w, 1, 2), 1, raw.clone(residual), 1) end
   return raw.matmul(x, raw.transpose(w, 1, 2))
 end, function(node, g)
   local x, w = node[1], node[2]
@@ -200,7 +201,7 @@ end, function(node, g)
     local g2 = raw.view(raw.contiguous(g), -1, g:size(-1))
     dw = product_grad(w, raw.transpose(g2, 1, 2), x2)
   end
-  return dx, dw
+  return dx, dw, g
 end)
 
 -- ---- views and copies -----------------------------------------------------------------------------------------
@@ -217,18 +218,15 @@ local function define_listed_view(name, backward)
   T[name] = function(x, ...) return op(x, { ... }) end
 end
 
---- Zeros like x but for g at one view of it.
-local function scatter(x, view, g)
-  local z = tensor.zeros_like(x)
-  view(z):copy(g)
-  return z
-end
-
 define_view("narrow", function(node, g)
-  return scatter(node[1], function(z) return raw.narrow(z, node[2], node[3], node[4]) end, g)
+  local z = tensor.zeros_like(node[1])
+  raw.narrow(z, node[2], node[3], node[4]):copy(g)
+  return z
 end)
 define_view("select", function(node, g)
-  return scatter(node[1], function(z) return raw.select(z, node[2], node[3]) end, g)
+  local z = tensor.zeros_like(node[1])
+  raw.select(z, node[2], node[3]):copy(g)
+  return z
 end)
 define_view("transpose", function(node, g) return raw.transpose(g, node[2], node[3]) end)
 define_view("contiguous", function(_, g) return g end)

@@ -203,7 +203,8 @@ function GPT:flops_per_token()
   return 6 * matrices + 12 * c.n_embd * seen
 end
 
-local function attention(self, block, x, idx)
+--- residual + attention of x.
+local function attention(self, block, x, idx, residual)
   local c = self.config
   local B, T = idx:size(1), idx:size(2)
   local q = nn.linear(x, block.c_q):view(B, T, c.n_head, c.head_dim)
@@ -217,11 +218,12 @@ local function attention(self, block, x, idx)
   q = nn.rms_norm(nn.rotary(q, self.cos, self.sin), nil, c.qk_scale)
   k = nn.rms_norm(nn.rotary(k, self.cos, self.sin), nil, c.qk_scale)
   local y = nn.attention(q, k, v, block.window)
-  return nn.linear(y:view(B, T, c.n_embd), block.c_proj)
+  return nn.linear(y:view(B, T, c.n_embd), block.c_proj, residual)
 end
 
-local function mlp(block, x)
-  return nn.linear(nn.linear(x, block.c_fc):relu2(), block.mlp_proj)
+--- residual + MLP of x.
+local function mlp(block, x, residual)
+  return nn.linear(nn.linear(x, block.c_fc):relu2(), block.mlp_proj, residual)
 end
 
 --- x_t += smear_lambda * sigmoid(smear_gate(x_t's first channels)) * x_(t-1), for every t but the first.
@@ -242,8 +244,8 @@ local function trunk(self, idx)
   local x0, middle = x, nil
   for i, block in ipairs(self.blocks) do
     x = nn.scaled_add(self.resid_lambdas:select(1, i), x, self.x0_lambdas:select(1, i), x0)
-    x = x + attention(self, block, nn.rms_norm(x), idx)
-    x = x + mlp(block, nn.rms_norm(x))
+    x = attention(self, block, nn.rms_norm(x), idx, x)
+    x = mlp(block, nn.rms_norm(x), x)
     if i == math.floor(c.n_layer / 2) + 1 then middle = x end
   end
   if c.backout then x = x - (middle * self.backout_lambda):to(x:dtype()) end
