@@ -90,7 +90,7 @@ static void forward_item(int64_t item, float *scratch, void *arg) {
     for (int i = 0; i < LM__QUERIES; i++) row[i] *= decay[i];
   }
   lm__tile_transpose(rows, padded, out, LM__QUERIES, padded, LM__QUERIES);
-  lm__store_rows(a->out, h, b, head, first, count, rows);
+  lm__store_rows(a->out, h, b, head, first, count, rows, 1.0f);
 }
 
 int LM_KERNEL(attention)(lm_tensor *out, lm_tensor *lse, const lm_tensor *q, const lm_tensor *k,

@@ -45,36 +45,54 @@ static inline void lm__mask_scores(const lm__heads *h, float *scores, int64_t ke
   const bool all_near = query + LM__QUERIES - 1 - key <= h->window;
   if (all_past && all_near) return;
   for (int64_t j = 0; j < keys; j++) {
-    const int64_t low = key + j - query, high = key + j + h->window - query;
+    const int64_t first = key + j - query, last = first + h->window; /* lanes that see key j */
+    const int low = first > 0 ? (int)first : 0; /* first < LM__QUERIES: keys end with the queries */
+    const int high = last < LM__QUERIES ? (int)last : LM__QUERIES;
     float *row = scores + j * LM__QUERIES;
-    for (int64_t i = 0; i < low && i < LM__QUERIES; i++) row[i] = -INFINITY;
-    for (int64_t i = high < 0 ? 0 : high + 1; i < LM__QUERIES; i++) row[i] = -INFINITY;
+    LM_SIMD
+    for (int i = 0; i < LM__QUERIES; i++) row[i] = i >= low && i <= high ? row[i] : -INFINITY;
   }
 }
 
-/* Rows [first, first + count) of head `head` of t (B, T, heads, dim), times factor, zero-padded to
- * (LM__QUERIES, padded). */
+/* First element of head `head` at step `step` of t (B, T, heads, dim). */
+static inline char *lm__row_at(const lm__heads *h, const lm_tensor *t, int64_t b, int64_t head,
+                               int64_t step) {
+  const int64_t at = ((b * h->steps + step) * t->shape[2] + head) * h->dim;
+  return (char *)lm__data(t) + at * lm_dtype_size(t->dtype);
+}
+
+/* Rows [first, first + count) of a head, times factor, zero-padded to (LM__QUERIES, padded). */
 static inline void lm__load_rows(float *restrict rows, const lm__heads *h, const lm_tensor *t,
                                  int64_t b, int64_t head, int64_t first, int64_t count,
                                  float factor) {
-  const int64_t heads = t->shape[2], size = lm_dtype_size(t->dtype);
-  memset(rows, 0, (size_t)(LM__QUERIES * h->padded) * sizeof *rows);
+  const int64_t dim = h->dim, padded = h->padded, step = t->shape[2] * dim;
+  const char *in = lm__row_at(h, t, b, head, first);
   for (int64_t i = 0; i < count; i++) {
-    float *row = rows + i * h->padded;
-    const int64_t at = ((b * h->steps + first + i) * heads + head) * h->dim;
-    lm__load(row, (const char *)lm__data(t) + at * size, t->dtype, 1, h->dim);
+    float *row = rows + i * padded;
+    const float *from = (const float *)(const void *)in + i * step;
+    if (t->dtype != LM_F32) {
+      lm__load(row, in + i * step * 2, t->dtype, 1, dim);
+      from = row;
+    }
     LM_SIMD
-    for (int64_t d = 0; d < h->dim; d++) row[d] *= factor;
+    for (int64_t d = 0; d < dim; d++) row[d] = from[d] * factor;
+    for (int64_t d = dim; d < padded; d++) row[d] = 0;
   }
+  for (int64_t d = count * padded; d < LM__QUERIES * padded; d++) rows[d] = 0;
 }
 
-/* The other way, count rows of h->padded floats. */
+/* The other way: count rows of h->padded floats, times factor. */
 static inline void lm__store_rows(lm_tensor *t, const lm__heads *h, int64_t b, int64_t head,
-                                  int64_t first, int64_t count, const float *rows) {
-  const int64_t heads = t->shape[2], size = lm_dtype_size(t->dtype);
+                                  int64_t first, int64_t count, float *restrict rows,
+                                  float factor) {
+  const int64_t dim = h->dim, step = t->shape[2] * dim;
+  char *out = lm__row_at(h, t, b, head, first);
   for (int64_t i = 0; i < count; i++) {
-    const int64_t at = ((b * h->steps + first + i) * heads + head) * h->dim;
-    lm__store((char *)lm__data(t) + at * size, rows + i * h->padded, t->dtype, 1, h->dim);
+    float *row = rows + i * h->padded;
+    float *to = t->dtype == LM_F32 ? (float *)(void *)out + i * step : row;
+    LM_SIMD
+    for (int64_t d = 0; d < dim; d++) to[d] = row[d] * factor;
+    if (to == row) lm__store(out + i * step * 2, row, t->dtype, 1, dim);
   }
 }
 
@@ -82,16 +100,12 @@ static inline void lm__store_rows(lm_tensor *t, const lm__heads *h, int64_t b, i
 static inline const float *lm__kv_rows(float *buffer, int64_t *stride, const lm__heads *h,
                                        const lm_tensor *t, int64_t b, int64_t head, int64_t first,
                                        int64_t count) {
-  const int64_t at = ((b * h->steps + first) * h->kv_heads + head) * h->dim;
+  const char *in = lm__row_at(h, t, b, head, first);
   const int64_t step = h->kv_heads * h->dim;
-  if (t->dtype == LM_F32) {
-    *stride = step;
-    return (const float *)lm__data(t) + at;
-  }
-  *stride = h->dim;
+  *stride = t->dtype == LM_F32 ? step : h->dim;
+  if (t->dtype == LM_F32) return (const float *)(const void *)in;
   for (int64_t i = 0; i < count; i++)
-    lm__load(buffer + i * h->dim, (const char *)lm__data(t) + (at + i * step) * 2, t->dtype, 1,
-             h->dim);
+    lm__load(buffer + i * h->dim, in + i * step * 2, t->dtype, 1, h->dim);
   return buffer;
 }
 

@@ -30,16 +30,19 @@ static void load_tile(query_tile *t, const backward_args *a) {
   lm__tile_transpose(t->q_columns, LM__QUERIES, t->q_rows, padded, LM__QUERIES, padded);
   lm__load_rows(t->grad_rows, h, a->grad_out, t->b, t->head, t->first, t->count, 1.0f);
   lm__tile_transpose(t->grad_columns, LM__QUERIES, t->grad_rows, padded, LM__QUERIES, padded);
-  float *out = t->grad_q; /* not in use yet */
-  lm__load_rows(out, h, a->out, t->b, t->head, t->first, t->count, 1.0f);
   const float *lse =
       (const float *)lm__data(a->lse) + (t->b * h->heads + t->head) * h->steps + t->first;
-  for (int64_t i = 0; i < LM__QUERIES; i++) {
+  const char *out = lm__row_at(h, a->out, t->b, t->head, t->first);
+  const int64_t row_bytes = h->heads * h->dim * lm_dtype_size(a->out->dtype);
+  for (int64_t i = 0; i < LM__QUERIES; i++) { /* lanes past the end have dO = 0: they add nothing */
     float sum = 0;
-    _Pragma("omp simd reduction(+:sum)") for (int64_t d = 0; d < padded; d++) sum +=
-        t->grad_rows[i * padded + d] * out[i * padded + d];
+    if (i < t->count) {
+      const float *g = t->grad_rows + i * padded;
+      const float *o = lm__as_f32(t->grad_q, out + i * row_bytes, a->out->dtype, 1, h->dim);
+      _Pragma("omp simd reduction(+:sum)") for (int64_t d = 0; d < h->dim; d++) sum += g[d] * o[d];
+    }
     t->delta[i] = sum;
-    t->lse[i] = i < t->count ? lse[i] : 0.0f; /* lanes past the end have dO = 0: they add nothing */
+    t->lse[i] = i < t->count ? lse[i] : 0.0f;
   }
   memset(t->grad_q, 0, (size_t)(LM__QUERIES * padded) * sizeof(float));
 }
@@ -85,9 +88,7 @@ static void backward_tile(query_tile *t, const backward_args *a, float *grad_k, 
   }
   float *rows = t->q_rows;
   lm__tile_transpose(rows, padded, t->grad_q, lanes, padded, lanes);
-  LM_SIMD
-  for (int64_t i = 0; i < lanes * padded; i++) rows[i] *= h->scale;
-  lm__store_rows(a->grad_q, h, t->b, t->head, t->first, t->count, rows);
+  lm__store_rows(a->grad_q, h, t->b, t->head, t->first, t->count, rows, h->scale);
 }
 
 static void backward_item(int64_t item, float *scratch, void *arg) {
@@ -112,8 +113,8 @@ static void backward_item(int64_t item, float *scratch, void *arg) {
       t.count = h->steps - t.first < LM__QUERIES ? h->steps - t.first : LM__QUERIES;
       backward_tile(&t, a, grad_k, grad_v);
     }
-  lm__store_rows(a->grad_k, h, t.b, t.kv_head, 0, h->steps, grad_k);
-  lm__store_rows(a->grad_v, h, t.b, t.kv_head, 0, h->steps, grad_v);
+  lm__store_rows(a->grad_k, h, t.b, t.kv_head, 0, h->steps, grad_k, 1.0f);
+  lm__store_rows(a->grad_v, h, t.b, t.kv_head, 0, h->steps, grad_v, 1.0f);
 }
 
 int LM_KERNEL(attention_backward)(lm_tensor *grad_q, lm_tensor *grad_k, lm_tensor *grad_v,
