@@ -7,14 +7,14 @@ typedef struct gate_args {
   char *out, *grad_gate; /* grad_gate NULL: forward */
   const char *x, *gate, *y;
   int out_dtype, grad_gate_dtype, x_dtype, gate_dtype, y_dtype;
+  int64_t out_size, x_size, y_size; /* bytes an element */
   int64_t columns;
   float scale;
 } gate_args;
 
 /* Forward: x is what is added to. Backward: x is grad_out, out is grad_y. */
 static void gate_row(const gate_args *a, int64_t row) {
-  const int64_t c = a->columns, x_size = lm_dtype_size(a->x_dtype);
-  const int64_t y_size = lm_dtype_size(a->y_dtype), out_size = lm_dtype_size(a->out_dtype);
+  const int64_t c = a->columns, x_size = a->x_size, y_size = a->y_size, out_size = a->out_size;
   float in_x[LM__CHUNK], in_y[LM__CHUNK], result[LM__CHUNK], gate = 0;
   double sum = 0;
   lm__load(&gate, a->gate + row * lm_dtype_size(a->gate_dtype), a->gate_dtype, 1, 1);
@@ -57,6 +57,9 @@ int LM_KERNEL(gated_add)(lm_tensor *out, const lm_tensor *x, const lm_tensor *ga
                  .x_dtype = x->dtype,
                  .gate_dtype = gate->dtype,
                  .y_dtype = y->dtype,
+                 .out_size = lm_dtype_size(out->dtype),
+                 .x_size = lm_dtype_size(x->dtype),
+                 .y_size = lm_dtype_size(y->dtype),
                  .columns = y->shape[y->ndim - 1],
                  .scale = scale};
   lm__parallel_for(lm__numel(gate), LM__GRAIN / (a.columns + 1) + 1, range_gate, &a);
@@ -76,6 +79,9 @@ int LM_KERNEL(gated_add_backward)(lm_tensor *grad_gate, lm_tensor *grad_y,
                  .x_dtype = grad_out->dtype,
                  .gate_dtype = gate->dtype,
                  .y_dtype = y->dtype,
+                 .out_size = lm_dtype_size(grad_y->dtype),
+                 .x_size = lm_dtype_size(grad_out->dtype),
+                 .y_size = lm_dtype_size(y->dtype),
                  .columns = y->shape[y->ndim - 1],
                  .scale = scale};
   lm__parallel_for(lm__numel(gate), LM__GRAIN / (a.columns + 1) + 1, range_gate, &a);

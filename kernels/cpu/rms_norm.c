@@ -8,6 +8,7 @@ typedef struct norm_args {
   char *out;
   const char *x, *grad; /* grad NULL: forward */
   int out_dtype, x_dtype, grad_dtype;
+  int64_t out_size, x_size, grad_size; /* bytes an element */
   int64_t columns;
   float eps, scale;
 } norm_args;
@@ -26,9 +27,8 @@ static inline float product_sum(const float *restrict x, const float *restrict y
 
 /* One row: its sums over chunks, then the result over the chunks again, still in cache. */
 static void norm_row(const norm_args *a, int64_t row) {
-  const int64_t c = a->columns, x_size = lm_dtype_size(a->x_dtype);
-  const int64_t out_size = lm_dtype_size(a->out_dtype);
-  const int64_t grad_size = a->grad ? lm_dtype_size(a->grad_dtype) : 0;
+  const int64_t c = a->columns, x_size = a->x_size, out_size = a->out_size;
+  const int64_t grad_size = a->grad_size;
   const char *x = a->x + row * c * x_size, *grad = a->grad + row * c * grad_size;
   char *out = a->out + row * c * out_size;
   float x_buffer[LM__CHUNK], grad_buffer[LM__CHUNK], result[LM__CHUNK];
@@ -69,6 +69,8 @@ int LM_KERNEL(rms_norm)(lm_tensor *out, const lm_tensor *x, float eps, float sca
                  .x = lm__data(x),
                  .out_dtype = out->dtype,
                  .x_dtype = x->dtype,
+                 .out_size = lm_dtype_size(out->dtype),
+                 .x_size = lm_dtype_size(x->dtype),
                  .columns = c,
                  .eps = eps,
                  .scale = scale};
@@ -84,7 +86,10 @@ int LM_KERNEL(rms_norm_backward)(lm_tensor *grad_x, const lm_tensor *grad_out, c
                  .grad = lm__data(grad_out),
                  .out_dtype = grad_x->dtype,
                  .x_dtype = x->dtype,
+                 .out_size = lm_dtype_size(grad_x->dtype),
+                 .x_size = lm_dtype_size(x->dtype),
                  .grad_dtype = grad_out->dtype,
+                 .grad_size = lm_dtype_size(grad_out->dtype),
                  .columns = c,
                  .eps = eps,
                  .scale = scale};
