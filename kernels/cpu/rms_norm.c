@@ -10,7 +10,7 @@ typedef struct norm_args {
   int out_dtype, x_dtype, grad_dtype;
   int64_t out_size, x_size, grad_size; /* bytes an element */
   int64_t columns;
-  float eps, scale;
+  float eps, scale, inverse; /* 1 / columns */
 } norm_args;
 
 static inline float square_sum(const float *restrict x, int64_t n) {
@@ -41,8 +41,8 @@ static void norm_row(const norm_args *a, int64_t row) {
       products +=
           product_sum(v, lm__as_f32(grad_buffer, grad + at * grad_size, a->grad_dtype, 1, n), n);
   }
-  const float r = 1.0f / sqrtf((float)(squares / (double)c) + a->eps), s = a->scale * r;
-  const float t = s * r * r * (float)(products / (double)c);
+  const float r = 1.0f / sqrtf((float)squares * a->inverse + a->eps), s = a->scale * r;
+  const float t = s * r * r * (float)products * a->inverse;
   for (int64_t at = 0; at < c; at += LM__CHUNK) {
     const int64_t n = c - at < LM__CHUNK ? c - at : LM__CHUNK;
     const float *v = lm__as_f32(x_buffer, x + at * x_size, a->x_dtype, 1, n);
@@ -73,7 +73,8 @@ int LM_KERNEL(rms_norm)(lm_tensor *out, const lm_tensor *x, float eps, float sca
                  .x_size = lm_dtype_size(x->dtype),
                  .columns = c,
                  .eps = eps,
-                 .scale = scale};
+                 .scale = scale,
+                 .inverse = 1.0f / (float)c};
   if (c > 0) lm__parallel_for(lm__numel(x) / c, LM__GRAIN / c + 1, range_norm, &a);
   return LM_OK;
 }
@@ -92,7 +93,8 @@ int LM_KERNEL(rms_norm_backward)(lm_tensor *grad_x, const lm_tensor *grad_out, c
                  .grad_size = lm_dtype_size(grad_out->dtype),
                  .columns = c,
                  .eps = eps,
-                 .scale = scale};
+                 .scale = scale,
+                 .inverse = 1.0f / (float)c};
   if (c > 0) lm__parallel_for(lm__numel(x) / c, LM__GRAIN / c + 1, range_norm, &a);
   return LM_OK;
 }
