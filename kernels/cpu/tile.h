@@ -10,11 +10,11 @@
 #include "cpu/kernel.h"
 
 #if defined(__AVX512F__)
-enum { LM__LANES = 16, LM__TILE_ROWS = 8, LM__TILE_VECTORS = 2 };
+enum { LM__LANES = 16, LM__TILE_ROWS = 8 };
 #elif defined(__AVX2__)
-enum { LM__LANES = 8, LM__TILE_ROWS = 4, LM__TILE_VECTORS = 2 };
+enum { LM__LANES = 8, LM__TILE_ROWS = 4 };
 #else
-enum { LM__LANES = 4, LM__TILE_ROWS = 4, LM__TILE_VECTORS = 2 };
+enum { LM__LANES = 4, LM__TILE_ROWS = 4 };
 #endif
 
 typedef float lm__vector __attribute__((vector_size(LM__LANES * 4), aligned(4), may_alias));
@@ -33,42 +33,53 @@ typedef struct lm__tile {
   int64_t ldc;
 } lm__tile;
 
-/* A block of rows x vectors of C in registers; rows, vectors and by_column are constants where this
- * is expanded. */
-LM__INLINE void lm__tile_block(const int rows, const int vectors, const bool by_column,
-                               const bool add, int64_t k, const float *a, int64_t lda,
-                               const float *b, int64_t ldb, float *c, int64_t ldc) {
-  lm__vector sum[LM__TILE_ROWS][LM__TILE_VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++)
-      sum[r][v] = add ? *(const lm__vector *)(c + r * ldc + v * LM__LANES) : (lm__vector){0};
-  for (int64_t i = 0; i < k; i++) {
-    lm__vector row[LM__TILE_VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) row[v] = *(const lm__vector *)(b + i * ldb + v * LM__LANES);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-      const float x = by_column ? a[i * lda + r] : a[r * lda + i];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; v++) sum[r][v] += x * row[v];
-    }
+/* A block of C, rows (at most LM__TILE_ROWS) by one or two vectors, in registers. All but the last
+ * seven parameters are constants where this is expanded; the accumulators are named one by one,
+ * because compilers differ in whether they keep an array of vectors out of memory. */
+LM__INLINE void lm__tile_block(const int rows, const bool two, const bool by_column, const bool add,
+                               int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                               float *c, int64_t ldc) {
+#define LM__VECTOR(p) (*(lm__vector *)(p))
+#define LM__ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define LM__LOAD(r)                                                                                \
+  lm__vector u##r = {0}, v##r = {0};                                                               \
+  if (rows > (r) && add) {                                                                         \
+    u##r = LM__VECTOR(c + (r)*ldc);                                                                \
+    if (two) v##r = LM__VECTOR(c + (r)*ldc + LM__LANES);                                           \
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) *(lm__vector *)(c + r * ldc + v * LM__LANES) = sum[r][v];
+#define LM__STEP(r)                                                                                \
+  if (rows > (r)) {                                                                                \
+    const float x = by_column ? a[i * lda + (r)] : a[(r)*lda + i];                                 \
+    u##r += x * b0;                                                                                \
+    if (two) v##r += x * b1;                                                                       \
+  }
+#define LM__KEEP(r)                                                                                \
+  if (rows > (r)) {                                                                                \
+    LM__VECTOR(c + (r)*ldc) = u##r;                                                                \
+    if (two) LM__VECTOR(c + (r)*ldc + LM__LANES) = v##r;                                           \
+  }
+  LM__ROWS(LM__LOAD)
+  for (int64_t i = 0; i < k; i++) {
+    const lm__vector b0 = *(const lm__vector *)(b + i * ldb);
+    const lm__vector b1 = two ? *(const lm__vector *)(b + i * ldb + LM__LANES) : b0;
+    LM__ROWS(LM__STEP)
+  }
+  LM__ROWS(LM__KEEP)
+#undef LM__KEEP
+#undef LM__STEP
+#undef LM__LOAD
+#undef LM__ROWS
+#undef LM__VECTOR
 }
 
 LM__INLINE void lm__tile_rows(const int rows, const bool by_column, const bool add, int64_t n,
                               int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                               float *c, int64_t ldc) {
   int64_t at = 0;
-  for (; at + LM__TILE_VECTORS * LM__LANES <= n; at += LM__TILE_VECTORS * LM__LANES)
-    lm__tile_block(rows, LM__TILE_VECTORS, by_column, add, k, a, lda, b + at, ldb, c + at, ldc);
+  for (; at + 2 * LM__LANES <= n; at += 2 * LM__LANES)
+    lm__tile_block(rows, true, by_column, add, k, a, lda, b + at, ldb, c + at, ldc);
   for (; at < n; at += LM__LANES)
-    lm__tile_block(rows, 1, by_column, add, k, a, lda, b + at, ldb, c + at, ldc);
+    lm__tile_block(rows, false, by_column, add, k, a, lda, b + at, ldb, c + at, ldc);
 }
 
 LM__INLINE void lm__tile_product(const bool by_column, const bool add, int64_t m, int64_t n,
@@ -78,6 +89,9 @@ LM__INLINE void lm__tile_product(const bool by_column, const bool add, int64_t m
   for (; r + LM__TILE_ROWS <= m; r += LM__TILE_ROWS)
     lm__tile_rows(LM__TILE_ROWS, by_column, add, n, k, t->a + r * step, t->lda, t->b, t->ldb,
                   t->c + r * t->ldc, t->ldc);
+  for (; r + 4 <= m; r += 4)
+    lm__tile_rows(4, by_column, add, n, k, t->a + r * step, t->lda, t->b, t->ldb, t->c + r * t->ldc,
+                  t->ldc);
   for (; r < m; r++)
     lm__tile_rows(1, by_column, add, n, k, t->a + r * step, t->lda, t->b, t->ldb, t->c + r * t->ldc,
                   t->ldc);
