@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "cpu/index.h"
+#include "cpu/row_max.h"
 #include "math/cross_entropy.h"
 
 typedef struct loss_args {
@@ -36,10 +37,9 @@ static void range_lse(int64_t begin, int64_t end, void *arg) {
     double sum = 0;
     for (int64_t at = 0; at < a->vocabulary; at += LM__CHUNK) {
       const int64_t n = a->vocabulary - at < LM__CHUNK ? a->vocabulary - at : LM__CHUNK;
-      float higher = most, part = 0;
+      float part = 0;
       load_capped(z, a, row, at, n);
-      _Pragma("omp simd reduction(max:higher)") for (int64_t i = 0; i < n; i++) higher =
-          z[i] > higher ? z[i] : higher;
+      const float higher = lm__row_max(most, z, n);
       const float base = higher > -INFINITY ? higher : 0.0f; /* a chunk of -Inf adds nothing */
       _Pragma("omp simd reduction(+:part)") for (int64_t i = 0; i < n; i++) part +=
           lm_expf(z[i] - base);

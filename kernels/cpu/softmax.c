@@ -1,7 +1,7 @@
 /* y = exp(x - max x) / sum exp(x - max x), over rows of the last dim. */
 #include <math.h>
 
-#include "cpu/kernel.h"
+#include "cpu/row_max.h"
 #include "math/functions.h"
 
 typedef struct softmax_args {
@@ -21,8 +21,7 @@ static void softmax_row(const softmax_args *a, int64_t row) {
   for (int64_t at = 0; at < c; at += LM__CHUNK) {
     const int64_t n = c - at < LM__CHUNK ? c - at : LM__CHUNK;
     const float *v = lm__as_f32(in, x + at * x_size, a->x_dtype, 1, n);
-    _Pragma("omp simd reduction(max:most)") for (int64_t i = 0; i < n; i++) most =
-        v[i] > most ? v[i] : most;
+    most = lm__row_max(most, v, n);
   }
   for (int64_t at = 0; at < c; at += LM__CHUNK) {
     const int64_t n = c - at < LM__CHUNK ? c - at : LM__CHUNK;
