@@ -108,7 +108,9 @@ describe("gated_add", function()
         local grad_gate, grad_y = engine.results(2, C.lm_gated_add_backward, g, gate, y, 2)
         local function loss() return engine.dot(reference(xv, gv, yv, columns, 2), grad_values) end
         engine.near(engine.values(grad_gate), engine.numeric_gradient(loss, gv), bound(dtype), "grad_gate")
-        engine.near(engine.values(grad_y), engine.numeric_gradient(loss, yv), bound(dtype), "grad_y")
+        local at = engine.sample(#yv, 60)
+        engine.near(engine.pick(engine.values(grad_y), at), engine.numeric_gradient(loss, yv, at), bound(dtype),
+          "grad_y")
         engine.call(C.lm_gated_add, engine.box(x), x, gate, y, 2) -- in place
         assert.is_true(engine.bytes(x) == engine.bytes(out))
       end

@@ -163,8 +163,7 @@ describe("rms_norm", function()
         engine.near(engine.values(out), reference(values, columns, 0.25, 1.2), bound(dtype))
         local grad, grad_values = engine.random_tensor(dtype, { 3, columns }, 2)
         local got = engine.results(1, C.lm_rms_norm_backward, grad, x, 0.25, 1.2)
-        local at = {}
-        for i = 1, #values, math.max(1, math.floor(#values / 60)) do at[#at + 1] = i end
+        local at = engine.sample(#values, 60)
         local want = engine.numeric_gradient(function()
           return engine.dot(reference(values, columns, 0.25, 1.2), grad_values)
         end, values, at)
@@ -321,8 +320,7 @@ describe("cross_entropy", function()
         local seed = f32({}, 3)
         local grad = engine.results(1, C.lm_cross_entropy_backward, seed, logits, goal, lse, vocabulary, cap)
         assert.equal(C.lm_tensor_dtype(logits), C.lm_tensor_dtype(grad))
-        local got, at = engine.values(grad), {}
-        for i = 1, #values, math.max(1, math.floor(#values / 50)) do at[#at + 1] = i end
+        local got, at = engine.values(grad), engine.sample(#values, 50)
         for n, target in ipairs(targets) do
           if target >= 0 then at[#at + 1] = (n - 1) * columns + target + 1 end
           for c = vocabulary + 1, columns do assert.equal(0, got[(n - 1) * columns + c]) end

@@ -162,6 +162,14 @@ function engine.dot(a, b)
   return sum
 end
 
+--- About `wanted` positions spread over 1..n.
+function engine.sample(n, wanted)
+  local at = {}
+  for i = 1, n, math.max(1, math.floor(n / wanted)) do at[#at + 1] = i end
+  return at
+end
+
+--- The values at those positions.
 function engine.pick(values, at)
   local out = {}
   for j, i in ipairs(at) do out[j] = values[i] end
