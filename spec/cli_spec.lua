@@ -247,3 +247,21 @@ describe("the module lumuon.host", function()
     assert.same({ false, true, 1, 2 }, { host.call(print, function(...) return ... end, 1, 2) })
   end)
 end)
+
+describe("the process", function()
+  it("has one pool of threads, shared by the engine's loops and oneDNN", function()
+    local folder = command.folder()
+    local path = write(folder .. "/threads.lua", [[
+      local lm = require "lumuon"
+      local a = lm.ones(512, 512)
+      for _ = 1, 5 do a:matmul(a):add(a):sum():item() end
+      local me = io.open("/proc/self/stat"):read("*n")
+      local count = 0
+      for _ in io.popen("ls /proc/" .. me .. "/task"):lines() do count = count + 1 end
+      print(count)
+    ]])
+    local r = command.shell(("OMP_NUM_THREADS=3 %s run %s"):format(command.lumuon, path))
+    assert.equal("3\n", r.out)
+    command.remove(folder)
+  end)
+end)
