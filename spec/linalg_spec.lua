@@ -6,7 +6,8 @@ local arrays = require "spec.support.arrays"
 local function near(got, want, bound)
   assert.equal(#want, #got)
   for i = 1, #want do
-    assert.is_true(math.abs(got[i] - want[i]) <= bound * (want[1] + 1e-30), ("%d: %.9g, expected %.9g"):format(i, got[i], want[i]))
+    local near_enough = math.abs(got[i] - want[i]) <= bound * (want[1] + 1e-30)
+    assert.is_true(near_enough, ("%d: %.9g, expected %.9g"):format(i, got[i], want[i]))
   end
 end
 
@@ -99,7 +100,7 @@ describe("svdvals", function()
     assert.same(all[2][1]:tolist(), a:permute(2, 4, 1, 3)[1]:select(2, 2):t():svdvals():tolist())
     assert.same({ 0, 5 }, lm.zeros(0, 5, 9):svdvals():size())
     assert.same({ 0 }, lm.zeros(0, 9):svdvals():size())
-    local big, first = lm.randn(400, 420, { generator = lm.Generator(4) }), nil
+    local big, first = lm.randn(200, 210, { generator = lm.Generator(4) }), nil
     for _, threads in ipairs { 1, 2, 3 } do
       engine.with_threads(threads, function()
         local bytes = engine.bytes(big:svdvals().h)
