@@ -20,17 +20,18 @@ describe("Polar Express", function()
     end)
   end
 
+  --- An orthogonal matrix: the polar factor of a random one, iterated until exact.
+  local function rotation(n, seed)
+    local x = polar(lm.randn({ n, n }, { generator = lm.Generator(seed) }), { precision = "f32" })
+    for _ = 1, 40 do x = 1.5 * x - 0.5 * lm.matmul(x, lm.matmul(x:t(), x)) end
+    return x
+  end
+
   it("brings singular values from 1e-3 to 1 into 0.859 to 1.141", function()
     local n, values = 48, {}
     for i = 1, n do values[i] = 10 ^ (-3 * (i - 1) / (n - 1)) end
-    -- Two random rotations, from the polar factors of random matrices (iterated until exact enough).
-    local function rotation(seed)
-      local x = polar(lm.randn({ n, n }, { generator = lm.Generator(seed) }), { precision = "f32" })
-      for _ = 1, 12 do x = 1.5 * x - 0.5 * lm.matmul(x, lm.matmul(x:t(), x)) end
-      return x
-    end
     local diagonal = lm.tensor(values)
-    local x = lm.matmul(rotation(1) * diagonal, rotation(2))
+    local x = lm.matmul(rotation(n, 1) * diagonal, rotation(n, 2))
     -- norm_scale such that the largest singular value that enters is 1
     local y = polar(x, { precision = "f32", norm_scale = 1 / x:norm():item() })
     local sigma = y:svdvals()
@@ -46,6 +47,49 @@ describe("Polar Express", function()
     local out = of_identity(1.03)
     assert.is_true(out:count_nonfinite() > 0 or out:norm():item() > 1e3)
   end)
+
+  --- The steps as the paper writes them, in Lua.
+  local function as_written(x, steps)
+    x = x / (x:norm():item() * 1.02 + 1e-6)
+    for k = 1, steps do
+      local a, b, c = unpack(lm.optim.polar_express_coefficients[k])
+      local gram = lm.matmul(x, x:t())
+      x = x * a + lm.matmul(gram * b + lm.matmul(gram, gram) * c, x)
+    end
+    return x
+  end
+
+  for _, size in ipairs { { 64, 64 }, { 64, 127 }, { 64, 128 }, { 70, 300 } } do
+    it(("is nearly as near the exact result for %d x %d as the steps as written are"):format(size[1], size[2]), function()
+      local m, n = size[1], size[2]
+      local left, right = rotation(m, 1), rotation(n, 2):narrow(1, 1, m)
+      for decades = 0, 4 do
+        local sigma, norm = {}, 0
+        for i = 1, m do
+          sigma[i] = 10 ^ (-decades * (i - 1) / (m - 1))
+          norm = norm + sigma[i] ^ 2
+        end
+        local x = lm.matmul(left * lm.tensor(sigma), right)
+        for steps = 1, 5 do
+          local exact = {}
+          for i = 1, m do
+            local v = sigma[i] / (math.sqrt(norm) * 1.02 + 1e-6)
+            for k = 1, steps do
+              local a, b, c = unpack(lm.optim.polar_express_coefficients[k])
+              v = a * v + b * v ^ 3 + c * v ^ 5
+            end
+            exact[i] = v
+          end
+          local truth = lm.matmul(left * lm.tensor(exact), right)
+          local limit = 3 * golden.distance({ as_written(x, steps) }, { truth }) + 1e-6 * truth:norm():item()
+          local wide = polar(x, { precision = "f32", ns_steps = steps })
+          local tall = polar(x:t(), { precision = "f32", ns_steps = steps })
+          assert.is_true(golden.distance({ wide }, { truth }) < limit)
+          assert.is_true(golden.distance({ tall:t() }, { truth }) < limit)
+        end
+      end
+    end)
+  end
 
   it("gives zero for zero", function()
     for _, precision in ipairs { "f32", "bf16" } do
@@ -94,7 +138,7 @@ describe("Polar Express", function()
 
   it("agrees with its other kernels and thread counts", function()
     local variant, threads = lib.ffi.string(C.lm_cpu_variant()), C.lm_threads()
-    local bank = lm.randn({ 3, 70, 150 }, { generator = lm.Generator(8) })
+    local bank = lm.randn({ 3, 70, 150 }, { generator = lm.Generator(8) }) -- in Gram form
     local first = polar(bank, { precision = "f32" })
     for _, other in ipairs { "base", "avx2", "avx512" } do
       if C.lm_set_cpu_variant(other) == 0 then

@@ -26,6 +26,12 @@ int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t col
 /* prepare, iterate and finish each matrix: small ones a thread each, large ones one after another
  * on all threads. */
 int LM_KERNEL(bank_run)(lm__bank *bank);
+/* All steps on one matrix of the bank, in place; scratch: polar_scratch bytes, 64-aligned. */
+int LM_KERNEL(polar_iterate)(const lm__bank *bank, char *x, char *scratch);
+int64_t LM_KERNEL(polar_scratch)(const lm__bank *bank);
+
+static inline int64_t lm__aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 static inline void lm__bank_free(lm__bank *bank) {
   if (bank->x) lm__storage_release(bank->x);
 }

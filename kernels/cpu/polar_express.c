@@ -1,16 +1,13 @@
-/* Polar Express (Amsel et al. 2025): X = U / (|U|_F s + 1e-6), then ns_steps times
+/* Polar Express (Amsel et al. 2025) for a bank of matrices:
  *
- *   rows <= cols:  A = X X';  X = a X + (b A + c A A) X
- *   rows >  cols:  A = X' X;  X = a X + X (b A + c A A)
+ *   X = U / (|U|_F s + 1e-6), then ns_steps times X = a X + (b A + c A A) X with A = X X'
  *
- * The smaller Gram matrix either way, and no transposed copy: the product takes its operand as it
- * lies. Products accumulate in f32; in bf16, X, A and b A + c A A are stored as bf16.
+ * (polar_iterate.c has the steps). The matrices of a bank are dealt to the threads, or, where they
+ * are few and large, each is worked on by all.
  */
 #include "cpu/polar.h"
 
 #include <math.h>
-
-#include "backend/onednn.h"
 
 int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
                         const lm_polar_args *polar) {
@@ -25,113 +22,26 @@ int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t col
   return lm__storage_new(&bank->x, (size_t)bytes, LM_CPU);
 }
 
-typedef struct span {
-  char *to;
-  const char *from;
-} span;
-
-static void range_copy(int64_t begin, int64_t end, void *arg) {
-  const span *s = arg;
-  memcpy(s->to + begin, s->from + begin, (size_t)(end - begin));
+/* A slot: 2 max(rows, cols) sums, then what the iteration needs. */
+static int64_t sums_bytes(const lm__bank *bank) {
+  const int64_t n = bank->rows > bank->cols ? bank->rows : bank->cols;
+  return lm__aligned(2 * n * (int64_t)sizeof(double));
 }
-static void copy_bytes(void *to, const void *from, int64_t bytes) {
-  span s = {to, from};
-  lm__parallel_for(bytes, (int64_t)1 << 16, range_copy, &s);
-}
-
-static void range_round(int64_t begin, int64_t end, void *arg) {
-  float *x = arg;
-  for (int64_t i = begin; i < end; i++) x[i] = lm_bf16_to_f32(lm_f32_to_bf16(x[i]));
-}
-
-/* A product whose result has the bank's precision. */
-static int product(const lm__bank *bank, lm__gemm g) {
-  g.in = g.out = bank->dtype;
-  LM__TRY(lm__gemm_run(&g));
-  if (bank->round) lm__parallel_for(g.m * g.n, LM__GRAIN, range_round, g.c);
-  return LM_OK;
-}
-
-/* All steps on one matrix; gram, poly: m x m, old: rows x cols. */
-static int iterate(const lm__bank *bank, char *x, char *gram, char *poly, char *old) {
-  const int64_t rows = bank->rows, cols = bank->cols, size = lm_dtype_size(bank->dtype);
-  const bool tall = rows > cols;
-  const int64_t m = tall ? cols : rows, n = tall ? rows : cols;
-  for (int step = 0; step < bank->polar->ns_steps; step++) {
-    const double *abc = bank->polar->coefficients + (ptrdiff_t)3 * step;
-    const float a = (float)abc[0], b = (float)abc[1], c = (float)abc[2];
-    if (lm_interrupted()) return lm__fail(LM_EINTERRUPT, "polar_express: interrupted");
-    LM__TRY(product(bank, (lm__gemm){.m = m,
-                                     .n = m,
-                                     .k = n,
-                                     .transpose_a = tall,
-                                     .transpose_b = !tall,
-                                     .a = x,
-                                     .lda = cols,
-                                     .b = x,
-                                     .ldb = cols,
-                                     .c = gram,
-                                     .ldc = m,
-                                     .alpha = 1}));
-    copy_bytes(poly, gram, m * m * size);
-    LM__TRY(product(bank, (lm__gemm){.m = m,
-                                     .n = m,
-                                     .k = m,
-                                     .a = gram,
-                                     .lda = m,
-                                     .b = gram,
-                                     .ldb = m,
-                                     .c = poly,
-                                     .ldc = m,
-                                     .alpha = c,
-                                     .beta = b}));
-    copy_bytes(old, x, rows * cols * size);
-    LM__TRY(product(bank, (lm__gemm){.m = rows,
-                                     .n = cols,
-                                     .k = m,
-                                     .a = tall ? old : poly,
-                                     .lda = m,
-                                     .b = tall ? poly : old,
-                                     .ldb = cols,
-                                     .c = x,
-                                     .ldc = cols,
-                                     .alpha = 1,
-                                     .beta = a}));
-  }
-  return LM_OK;
-}
-
-/* Where the pieces of a slot lie, in bytes. */
-typedef struct slot {
-  int64_t gram, poly, old, sums, bytes;
-} slot;
-
-static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-static slot slot_layout(const lm__bank *bank) {
-  const int64_t size = lm_dtype_size(bank->dtype);
-  const bool tall = bank->rows > bank->cols;
-  const int64_t m = tall ? bank->cols : bank->rows, n = tall ? bank->rows : bank->cols;
-  slot s = {0};
-  s.poly = s.gram + aligned(m * m * size);
-  s.old = s.poly + aligned(m * m * size);
-  s.sums = s.old + aligned(m * n * size);
-  s.bytes = s.sums + aligned(2 * n * (int64_t)sizeof(double));
-  return s;
+static int64_t slot_bytes(const lm__bank *bank) {
+  return sums_bytes(bank) + LM_KERNEL(polar_scratch)(bank);
 }
 
 /* Matrices begin..end, one after another in one slot. */
 static void range_run(int64_t begin, int64_t end, void *arg) {
   lm__bank *bank = arg;
-  const slot s = slot_layout(bank);
   const int64_t mine = __atomic_fetch_add(&bank->slots_taken, 1, __ATOMIC_RELAXED);
-  char *scratch = (char *)bank->scratch->data + mine * s.bytes;
-  double *sums = (double *)(void *)(scratch + s.sums);
+  char *scratch = (char *)bank->scratch->data + mine * slot_bytes(bank);
+  double *sums = (double *)(void *)scratch;
   for (int64_t k = begin; k < end; k++) {
     if (__atomic_load_n(&bank->status, __ATOMIC_RELAXED) != LM_OK) return;
     bank->prepare(bank, k, sums);
-    const int status = iterate(bank, lm__bank_row(bank, k, 0), scratch + s.gram, scratch + s.poly,
-                               scratch + s.old);
+    const int status =
+        LM_KERNEL(polar_iterate)(bank, lm__bank_row(bank, k, 0), scratch + sums_bytes(bank));
     if (status != LM_OK) __atomic_store_n(&bank->status, status, __ATOMIC_RELAXED);
     if (status == LM_OK && bank->finish) bank->finish(bank, k, sums);
   }
@@ -141,12 +51,13 @@ int LM_KERNEL(bank_run)(lm__bank *bank) {
   const int64_t threads = lm_threads();
   const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
+  const double work = bank->polar->ns_steps * (4 * m * m * n + 2 * m * m * m) + 3e5;
   const bool small = m * m * n < 4e6, even = bank->count % threads == 0;
   const bool each = bank->count > 1 && (small || even || bank->count >= 4 * threads);
   const int64_t slots = !each ? 1 : bank->count < threads ? bank->count : threads;
-  LM__TRY(lm__storage_new(&bank->scratch, (size_t)(slots * slot_layout(bank).bytes), LM_CPU));
-  if (each)
-    lm__parallel_for(bank->count, 1, range_run, bank);
+  LM__TRY(lm__storage_new(&bank->scratch, (size_t)(slots * slot_bytes(bank)), LM_CPU));
+  if (each) /* a thread should have 2 Mflop to do, or is not worth waking */
+    lm__parallel_for(bank->count, 1 + (int64_t)(2e6 / work), range_run, bank);
   else
     range_run(0, bank->count, bank);
   lm__storage_release(bank->scratch);
