@@ -85,6 +85,7 @@ function autograd.Function(def)
   end
   local own = { name = def.name or "Function", backward = def.backward, fresh = false }
   return function(...)
+    if select("#", ...) > 7 then raise("%s: %d arguments; an op takes at most 7", own.name, select("#", ...)) end
     local ctx, wanted = { ... }, false
     ctx.needs, ctx.grad = {}, false
     for i = 1, select("#", ...) do

@@ -126,12 +126,18 @@ local function with_reduced_dims(x, dims, keepdim, g)
   return raw.view(raw.contiguous(g), sizes)
 end
 
--- f(x, y, g, count): y and g with the reduced dims as 1
+-- f(x, y, g, count, dims): y and g with the reduced dims as 1
 local reduce_grads = {
   sum = function(x, _, g) return raw.clone(raw.expand(g, x:size())) end,
   mean = function(x, _, g, count) return raw.clone(raw.expand(g, x:size())):div_(count) end,
   norm = function(x, y, g) return raw.mul(x, raw.div(g, raw.maximum(y, 1e-30))) end,
-  prod = function(x, y, g) return raw.div(raw.mul(y, g), x) end,
+  prod = function(x, _, g, _, dims) -- the product of the others, also where it is of zeros
+    local zero = raw.eq(x, 0)
+    local others = raw.add(x, zero) -- 1 for 0
+    local zeros = raw.sum(zero, dims, true)
+    local share = raw.div(raw.eq(zeros, 0), others):add_(raw.mul(raw.eq(zeros, 1), zero))
+    return raw.mul(raw.prod(others, dims, true), share):mul_(g)
+  end,
   max = function(x, y, g) -- shared evenly by equals
     local hit = raw.to(raw.eq(x, y), "f32")
     return { hit, g }
@@ -149,7 +155,7 @@ for _, name in ipairs { "sum", "mean", "max", "min", "prod", "norm" } do
     local x, dims, keepdim = node[1], node[2], node[3]
     local wide_g = with_reduced_dims(x, dims, keepdim, g)
     local wide_y = with_reduced_dims(x, dims, keepdim, node.y)
-    local grad = backward(x, wide_y, wide_g, x:numel() / g:numel())
+    local grad = backward(x, wide_y, wide_g, x:numel() / g:numel(), dims)
     if is_tensor(grad) then return grad end
     local hit = grad[1]
     return raw.mul(raw.div(hit, raw.sum(hit, dims, true)), wide_g)
