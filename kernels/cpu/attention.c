@@ -15,8 +15,8 @@ typedef struct forward_args {
 
 /* Scores to exp(score - maximum); maximum and sum brought up to date; what is summed so far is to
  * be scaled by `decay`. */
-static void softmax_tile(float *restrict scores, int64_t keys, float *restrict most,
-                         float *restrict sum, float *restrict decay) {
+LM__APART void softmax_tile(float *restrict scores, int64_t keys, float *restrict most,
+                            float *restrict sum, float *restrict decay) {
   float higher[LM__QUERIES], total[LM__QUERIES];
   for (int i = 0; i < LM__QUERIES; i++) higher[i] = most[i];
   for (int64_t j = 0; j < keys; j++) {
@@ -67,8 +67,8 @@ static void forward_item(int64_t item, float *scratch, void *arg) {
   for (int64_t key = begin; key < end; key += LM__KEYS) {
     const int64_t keys = end - key < LM__KEYS ? end - key : LM__KEYS;
     const float *k = lm__kv_rows(kv, &ld, h, a->k, b, kv_head, key, keys);
-    lm__tile_product(false, false, keys, LM__QUERIES, dim,
-                     &(lm__tile){k, ld, queries, LM__QUERIES, scores, LM__QUERIES});
+    lm__tile_set(keys, LM__QUERIES, dim,
+                 &(lm__tile){k, ld, queries, LM__QUERIES, scores, LM__QUERIES});
     lm__mask_scores(h, scores, keys, key, first);
     softmax_tile(scores, keys, most, sum, decay);
     if (key > begin)
@@ -78,8 +78,8 @@ static void forward_item(int64_t item, float *scratch, void *arg) {
         for (int i = 0; i < LM__QUERIES; i++) row[i] *= decay[i];
       }
     const float *v = lm__kv_rows(kv, &ld, h, a->v, b, kv_head, key, keys);
-    lm__tile_product(true, true, dim, LM__QUERIES, keys,
-                     &(lm__tile){v, ld, scores, LM__QUERIES, out, LM__QUERIES});
+    lm__tile_add_columns(dim, LM__QUERIES, keys,
+                         &(lm__tile){v, ld, scores, LM__QUERIES, out, LM__QUERIES});
   }
   float *lse = (float *)lm__data(a->lse) + (b * h->heads + head) * h->steps + first;
   for (int64_t i = 0; i < count; i++) lse[i] = most[i] + logf(sum[i]);

@@ -39,8 +39,8 @@ static inline void lm__key_range(const lm__heads *h, int64_t first, int64_t coun
 
 /* scores (keys, queries) of keys from `key` and queries from `query`: -Inf where a query does not
  * see a key. */
-static inline void lm__mask_scores(const lm__heads *h, float *scores, int64_t keys, int64_t key,
-                                   int64_t query) {
+LM__APART void lm__mask_scores(const lm__heads *h, float *scores, int64_t keys, int64_t key,
+                               int64_t query) {
   const bool all_past = key + keys - 1 <= query;
   const bool all_near = query + LM__QUERIES - 1 - key <= h->window;
   if (all_past && all_near) return;
@@ -62,9 +62,8 @@ static inline char *lm__row_at(const lm__heads *h, const lm_tensor *t, int64_t b
 }
 
 /* Rows [first, first + count) of a head, times factor, zero-padded to (LM__QUERIES, padded). */
-static inline void lm__load_rows(float *restrict rows, const lm__heads *h, const lm_tensor *t,
-                                 int64_t b, int64_t head, int64_t first, int64_t count,
-                                 float factor) {
+LM__APART void lm__load_rows(float *restrict rows, const lm__heads *h, const lm_tensor *t,
+                             int64_t b, int64_t head, int64_t first, int64_t count, float factor) {
   const int64_t dim = h->dim, padded = h->padded, step = t->shape[2] * dim;
   const char *in = lm__row_at(h, t, b, head, first);
   for (int64_t i = 0; i < count; i++) {
@@ -82,9 +81,8 @@ static inline void lm__load_rows(float *restrict rows, const lm__heads *h, const
 }
 
 /* The other way: count rows of h->padded floats, times factor. */
-static inline void lm__store_rows(lm_tensor *t, const lm__heads *h, int64_t b, int64_t head,
-                                  int64_t first, int64_t count, float *restrict rows,
-                                  float factor) {
+LM__APART void lm__store_rows(lm_tensor *t, const lm__heads *h, int64_t b, int64_t head,
+                              int64_t first, int64_t count, float *restrict rows, float factor) {
   const int64_t dim = h->dim, step = t->shape[2] * dim;
   char *out = lm__row_at(h, t, b, head, first);
   for (int64_t i = 0; i < count; i++) {

@@ -48,8 +48,8 @@ static void load_tile(query_tile *t, const backward_args *a) {
 }
 
 /* scores: Q K' to P;  slopes: dP to dS. */
-static void softmax_slopes(float *restrict scores, float *restrict slopes, int64_t keys,
-                           const float *restrict lse, const float *restrict delta) {
+LM__APART void softmax_slopes(float *restrict scores, float *restrict slopes, int64_t keys,
+                              const float *restrict lse, const float *restrict delta) {
   for (int64_t j = 0; j < keys; j++) {
     float *p = scores + j * LM__QUERIES, *s = slopes + j * LM__QUERIES;
     LM_SIMD
@@ -70,11 +70,9 @@ static void backward_tile(query_tile *t, const backward_args *a, float *grad_k, 
   for (int64_t key = begin; key < end; key += LM__KEYS) {
     const int64_t keys = end - key < LM__KEYS ? end - key : LM__KEYS;
     const float *v = lm__kv_rows(t->kv, &ld, h, a->v, t->b, t->kv_head, key, keys);
-    lm__tile_product(false, false, keys, lanes, dim,
-                     &(lm__tile){v, ld, t->grad_columns, lanes, t->slopes, lanes});
+    lm__tile_set(keys, lanes, dim, &(lm__tile){v, ld, t->grad_columns, lanes, t->slopes, lanes});
     const float *k = lm__kv_rows(t->kv, &ld, h, a->k, t->b, t->kv_head, key, keys);
-    lm__tile_product(false, false, keys, lanes, dim,
-                     &(lm__tile){k, ld, t->q_columns, lanes, t->scores, lanes});
+    lm__tile_set(keys, lanes, dim, &(lm__tile){k, ld, t->q_columns, lanes, t->scores, lanes});
     lm__mask_scores(h, t->scores, keys, key, t->first);
     softmax_slopes(t->scores, t->slopes, keys, t->lse, t->delta);
     lm__tile_product(
@@ -83,8 +81,7 @@ static void backward_tile(query_tile *t, const backward_args *a, float *grad_k, 
     lm__tile_product(
         false, true, keys, padded, lanes,
         &(lm__tile){t->slopes, lanes, t->q_rows, padded, grad_k + key * padded, padded});
-    lm__tile_product(true, true, dim, lanes, keys,
-                     &(lm__tile){k, ld, t->slopes, lanes, t->grad_q, lanes});
+    lm__tile_add_columns(dim, lanes, keys, &(lm__tile){k, ld, t->slopes, lanes, t->grad_q, lanes});
   }
   float *rows = t->q_rows;
   lm__tile_transpose(rows, padded, t->grad_q, lanes, padded, lanes);

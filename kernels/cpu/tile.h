@@ -20,6 +20,9 @@ enum { LM__LANES = 4, LM__TILE_ROWS = 4 };
 typedef float lm__vector __attribute__((vector_size(LM__LANES * 4), aligned(4), may_alias));
 typedef float lm__four __attribute__((vector_size(16), aligned(4), may_alias));
 #define LM__INLINE static inline __attribute__((always_inline))
+/* A hot loop kept a function of its own: expanded into its caller it competes for registers there,
+ * or is not vectorised at all (gcc 12). */
+#define LM__APART __attribute__((noinline, unused)) static
 
 /* Round up to whole vectors. */
 static inline int64_t lm__pad(int64_t n) { return (n + LM__LANES - 1) / LM__LANES * LM__LANES; }
@@ -97,9 +100,18 @@ LM__INLINE void lm__tile_product(const bool by_column, const bool add, int64_t m
                   t->ldc);
 }
 
+#define LM__TILE_FORM(name, by_column, add)                                                        \
+  LM__APART void name(int64_t m, int64_t n, int64_t k, const lm__tile *t) {                        \
+    lm__tile_product(by_column, add, m, n, k, t);                                                  \
+  }
+LM__TILE_FORM(lm__tile_set, false, false)       /* C = A B */
+LM__TILE_FORM(lm__tile_add, false, true)        /* C += A B */
+LM__TILE_FORM(lm__tile_add_columns, true, true) /* C += A B, A by columns */
+#undef LM__TILE_FORM
+
 /* dst (cols, rows) = src (rows, cols) transposed; rows and cols multiples of 4. */
-static inline void lm__tile_transpose(float *dst, int64_t ldd, const float *src, int64_t lds,
-                                      int64_t rows, int64_t cols) {
+LM__APART void lm__tile_transpose(float *dst, int64_t ldd, const float *src, int64_t lds,
+                                  int64_t rows, int64_t cols) {
   for (int64_t r = 0; r < rows; r += 4)
     for (int64_t c = 0; c < cols; c += 4) {
       const float *s = src + r * lds + c;
