@@ -60,7 +60,7 @@ describe("Polar Express", function()
   end
 
   for _, size in ipairs { { 64, 64 }, { 64, 127 }, { 64, 128 }, { 70, 300 } } do
-    it(("is nearly as near the exact result for %d x %d as the steps as written are"):format(size[1], size[2]), function()
+    it(("is nearly as exact for %d x %d as the steps as written"):format(size[1], size[2]), function()
       local m, n = size[1], size[2]
       local left, right = rotation(m, 1), rotation(n, 2):narrow(1, 1, m)
       for decades = 0, 4 do

@@ -9,7 +9,7 @@
  * Gram form: P = a I + b G + c G G is a polynomial of G = X X', so X_2 = P_1 P_0 X_0 and
  * G_1 = P_0 G_0 P_0: several steps work on m x m matrices alone, and X is multiplied once for all
  * of them. Rounding errors of G grow with each step away from a fresh one, so G is made anew after
- * step 2 and then every 3: distances to the exact result are then within 1.6 times those of the
+ * step 2 and then every 3: distances to the exact result are then within 2.1 times those of the
  * form as written (measured for singular values down to 1e-6). Five steps cost 28 m^3 + 8 m^2 n
  * instead of 10 m^3 + 20 m^2 n: taken from n = 2 m on, and only in f32, where the small matrices
  * are as precise as X. At n = 4 m it takes 0.63 of the time (two Zen 5 cores, 1024 x 256).
