@@ -111,17 +111,26 @@ describe("the gradient of", function()
 
   it("views is right", function()
     local views = {
-      narrow = function(x) return x:narrow(2, 2, 2) end, ["narrow from the end"] = function(x) return x:narrow(-1, -3, 2) end,
-      select = function(x) return x:select(1, 2) end, index = function(x) return x[-1] end,
-      transpose = function(x) return x:transpose(1, 2) end, t = function(x) return x:t() end,
+      narrow = function(x) return x:narrow(2, 2, 2) end,
+      ["narrow from the end"] = function(x) return x:narrow(-1, -3, 2) end,
+      select = function(x) return x:select(1, 2) end,
+      index = function(x) return x[-1] end,
+      transpose = function(x) return x:transpose(1, 2) end,
+      t = function(x) return x:t() end,
       permute = function(x) return x:unsqueeze(1):permute(3, 1, 2) end,
       ["permute of a table"] = function(x) return x:unsqueeze(1):permute { -1, 1, 2 } end,
-      expand = function(x) return x:unsqueeze(2):expand(3, 2, 4) end, ["expand in front"] = function(x) return x:expand(2, 3, 4) end,
-      squeeze = function(x) return x:narrow(1, 1, 1):squeeze(1) end, ["squeeze all"] = function(x) return x:unsqueeze(2):squeeze() end,
-      unsqueeze = function(x) return x:unsqueeze(-1) end, view = function(x) return x:view(2, 6) end,
-      reshape = function(x) return x:t():reshape(2, 6) end, flatten = function(x) return x:flatten() end,
-      contiguous = function(x) return x:t():contiguous() end, ["contiguous already"] = function(x) return x:contiguous() * 1 end,
-      clone = function(x) return x:t():clone() end, to = function(x) return x:to("f32") * 1 end,
+      expand = function(x) return x:unsqueeze(2):expand(3, 2, 4) end,
+      ["expand in front"] = function(x) return x:expand(2, 3, 4) end,
+      squeeze = function(x) return x:narrow(1, 1, 1):squeeze(1) end,
+      ["squeeze all"] = function(x) return x:unsqueeze(2):squeeze() end,
+      unsqueeze = function(x) return x:unsqueeze(-1) end,
+      view = function(x) return x:view(2, 6) end,
+      reshape = function(x) return x:t():reshape(2, 6) end,
+      flatten = function(x) return x:flatten() end,
+      contiguous = function(x) return x:t():contiguous() end,
+      ["contiguous already"] = function(x) return x:contiguous() * 1 end,
+      clone = function(x) return x:t():clone() end,
+      to = function(x) return x:to("f32") * 1 end,
     }
     for name, f in pairs(views) do
       check(name, f, input({ 3, 4 }, 4))
@@ -142,7 +151,8 @@ describe("the gradient of", function()
 
   it("matmul is right in every form", function()
     local forms = {
-      { { 3, 4 }, { 4, 2 } }, { { 2, 3, 4 }, { 2, 4, 2 } }, { { 2, 3, 4 }, { 4, 2 } }, { { 2, 2, 2, 3 }, { 2, 2, 3, 2 } },
+      { { 3, 4 }, { 4, 2 } }, { { 2, 3, 4 }, { 2, 4, 2 } }, { { 2, 3, 4 }, { 4, 2 } },
+      { { 2, 2, 2, 3 }, { 2, 2, 3, 2 } },
       { { 1, 3 }, { 3, 1 } },
     }
     for n, shapes in ipairs(forms) do
@@ -160,7 +170,8 @@ describe("the gradient of", function()
     check("linear", function(x, w) return lm.linear(x, w) end, input({ 2, 3, 4 }, 1), input({ 5, 4 }, 2))
     check("residual", function(x, w, r) return lm.linear(x, w, r) end, input({ 3, 4 }, 1), input({ 2, 4 }, 2),
       input({ 3, 2 }, 3))
-    check("twice", function(x, w) return lm.linear(lm.linear(x, w):tanh(), w) end, input({ 3, 4 }, 1), input({ 4, 4 }, 2))
+    check("twice", function(x, w) return lm.linear(lm.linear(x, w):tanh(), w) end, input({ 3, 4 }, 1),
+      input({ 4, 4 }, 2))
   end)
 
   it("softmax is right", function()
@@ -299,7 +310,9 @@ describe("the tape", function()
 
   it("tells a user's op what is wrong with it", function()
     local x = lm.parameter(lm.zeros(2, 3))
-    local function op(forward, backward) return lm.Function { name = "mine", forward = forward, backward = backward } end
+    local function op(forward, backward)
+      return lm.Function { name = "mine", forward = forward, backward = backward }
+    end
     arrays.refuses(function() op(function(_, a) return a * 2 end, function() return 1 end)(x):sum():backward() end,
       "mine", "number", "(2, 3)")
     arrays.refuses(function()
