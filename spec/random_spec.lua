@@ -67,13 +67,16 @@ describe("uniform numbers", function()
     end
   end)
 
-  it("depend on nothing but seed, stream and position", function()
+  it("depend on nothing but seed, stream and position: not on threads, kernels, layout, pieces", function()
     local all = lm.rand(100003, { generator = lm.Generator(5) })
     for _, threads in ipairs { 1, 2, 7 } do
       engine.with_threads(threads, function()
         assert.is_true(engine.bytes(all.h) == engine.bytes(lm.rand(100003, { generator = lm.Generator(5) }).h))
       end)
     end
+    arrays.each_variant(function()
+      assert.is_true(engine.bytes(all.h) == engine.bytes(lm.rand(100003, { generator = lm.Generator(5) }).h))
+    end)
     local g, at = lm.Generator(5), 0
     for _, n in ipairs { 1, 2, 5, 509, 4, 3000, 96482 } do -- in pieces
       local piece = lm.rand(n, { generator = g })
@@ -182,13 +185,16 @@ describe("normal numbers", function()
     end)
   end)
 
-  it("depend on nothing but seed, stream and position", function()
+  it("depend on nothing but seed, stream and position: not on threads, kernels, layout, pieces", function()
     local all = lm.randn(60001, { generator = lm.Generator(8) })
     for _, threads in ipairs { 1, 3 } do
       engine.with_threads(threads, function()
         assert.is_true(engine.bytes(all.h) == engine.bytes(lm.randn(60001, { generator = lm.Generator(8) }).h))
       end)
     end
+    arrays.each_variant(function()
+      assert.is_true(engine.bytes(all.h) == engine.bytes(lm.randn(60001, { generator = lm.Generator(8) }).h))
+    end)
     local g, at = lm.Generator(8), 0
     for _, n in ipairs { 1, 3, 2, 601, 59394 } do
       assert.is_true(engine.bytes(lm.randn(n, { generator = g }).h) == engine.bytes(all:narrow(1, at + 1, n).h))
