@@ -268,8 +268,8 @@ LM_API int lm_attention_backward(lm_tensor **grad_q, lm_tensor **grad_k, lm_tens
 
 /* Mean cross-entropy of softcap * tanh(logits / softcap) (softcap <= 0: of the logits) against
  * targets i32, over targets that are not -1. logits (..., Vpad), targets (...): only the first
- * vocab_size columns count. loss: f32, no dims; lse: f32 (...). A target outside -1..vocab_size-1 is LM_EINDEX. No valid
- * target: loss is NaN, as in PyTorch. */
+ * vocab_size columns count. loss: f32, no dims; lse: f32 (...). A target outside -1..vocab_size-1
+ * is LM_EINDEX. No valid target: loss is NaN, as in PyTorch. */
 LM_API int lm_cross_entropy(lm_tensor **loss, lm_tensor **lse, const lm_tensor *logits,
                             const lm_tensor *targets, int vocab_size, double softcap);
 /* grad_logits = grad_loss * d loss / d logits; may be the logits themselves (written in place);
