@@ -162,11 +162,20 @@ static void range_rows(int64_t begin, int64_t end, void *arg) {
   }
 }
 
+/* Ask for n elements from offset on: what comes next does not follow what was just read, so the
+ * processor does not foresee it. */
+static void prefetch(const reduction *r, int64_t offset, int64_t n) {
+  const char *p = element(r, offset);
+  const int64_t bytes = n * lm_dtype_size(r->a->dtype);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 /* Tasks (block, outer kept index, tile of columns): the block's rows one after another. */
 static void range_columns(int64_t begin, int64_t end, void *arg) {
   const reduction *r = arg;
   const side *k = &r->kept, *s = &r->reduced;
   const int64_t stride = k->strides[k->ndim - 1], outer = k->n / r->width;
+  const int64_t ahead = s->strides[s->ndim - 1]; /* from a row to the next, mostly */
   for (int64_t task = begin; task < end; task++) {
     const int64_t tile = task % r->tiles, rest = task / r->tiles;
     const int64_t block = rest / outer, column = tile * TILE;
@@ -181,6 +190,7 @@ static void range_columns(int64_t begin, int64_t end, void *arg) {
     for (int64_t row = at; row < stop; row++) {
       float buffer[TILE];
       locate(s, row, index, &offset, &unused);
+      if (n < r->width && stride == 1 && row + 1 < stop) prefetch(r, base + offset + ahead, n);
       add_columns(r->op, acc, lm__as_f32(buffer, element(r, base + offset), r->a->dtype, stride, n),
                   n);
     }
