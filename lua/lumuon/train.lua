@@ -55,7 +55,8 @@ end
 local Log = {}
 Log.__index = Log
 
---- A log of a run; from here on Ctrl-C waits for the end of the step (a second one does not): train.log{ steps = total, tokens_per_step = B*T, every = 10, out = "folder" or "" }.
+--- A log of a run; from here on Ctrl-C waits for the end of the step (a second one does not):
+-- train.log{ steps = total, tokens_per_step = B*T, every = 10, out = "folder" or "" }.
 function train.log(options)
   local log = setmetatable({
     steps = options.steps, tokens_per_step = options.tokens_per_step, every = options.every or 10,
