@@ -88,10 +88,11 @@ function nanochat.schedule(version, changes)
   return schedule
 end
 
---- Where in the warm-down a step is: 0 before it, up to 1 after the last step.
+--- Where in the warm-down a step is: 0 before it, 1 after the last step and from there on.
 local function warmdown_progress(step, total, schedule)
   local warmdown = math.floor(schedule.warmdown_ratio * total + 0.5)
-  return math.max(0, warmdown > 0 and 1 - (total - step) / warmdown or 0)
+  if warmdown == 0 then return 0 end
+  return math.min(1, math.max(0, 1 - (total - step) / warmdown))
 end
 
 --- What every initial learning rate is multiplied by: linear warm-up, 1, linear warm-down to final.
@@ -113,8 +114,9 @@ end
 
 --- Muon's weight decay: from `initial` to 0, linearly (seed) or along a cosine (head).
 function nanochat.weight_decay(step, total, initial, version)
-  if version == "head" then return initial * 0.5 * (1 + math.cos(math.pi * step / total)) end
-  return initial * (1 - step / total)
+  local share = math.min(step / total, 1)
+  if version == "head" then return initial * 0.5 * (1 + math.cos(math.pi * share)) end
+  return initial * (1 - share)
 end
 
 -- ---- one dial ----------------------------------------------------------------------------------------------
