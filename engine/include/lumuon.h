@@ -228,6 +228,15 @@ LM_API int lm_count_nonfinite(double *out, const lm_tensor *a);
  * Allocated out: f32 if either is f32, else bf16. beta != 0 needs *out given. */
 LM_API int lm_matmul(lm_tensor **out, const lm_tensor *a, const lm_tensor *b, double alpha,
                      double beta);
+/* A linear layer: out = x w' (+ residual, unless NULL). x (..., in) contiguous, w (out, in),
+ * residual and out (..., out). Allocated out: f32 if x or w is f32, else bf16. */
+LM_API int lm_linear(lm_tensor **out, const lm_tensor *x, const lm_tensor *w,
+                     const lm_tensor *residual);
+/* grad_x = grad_out w + beta grad_x, and grad_w = grad_out' x + beta grad_w (f32 if allocated). */
+LM_API int lm_linear_grad_x(lm_tensor **grad_x, const lm_tensor *grad_out, const lm_tensor *w,
+                            double beta);
+LM_API int lm_linear_grad_w(lm_tensor **grad_w, const lm_tensor *grad_out, const lm_tensor *x,
+                            double beta);
 /* Singular values in descending order: a (..., M, N) -> out (..., min(M,N)) f32. One-sided Jacobi
  * (Hestenes 1958) in f64. For looking at updates, not for inner loops. */
 LM_API int lm_singular_values(lm_tensor **out, const lm_tensor *a);

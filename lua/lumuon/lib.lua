@@ -164,12 +164,16 @@ local scope, scope_size = nil, 0 -- tensors made inside the current lm.scope
 
 local free = C.lm_tensor_free
 
---- A Tensor that owns handle.
+--- A Tensor that owns handle. Inside a scope the scope frees it; elsewhere the collector does, which
+-- costs a finalizer (and LuaJIT keeps those in a table: it shows in a training step).
 function lib.wrap(handle)
-  local t = setmetatable({ h = ffi.gc(handle, free), requires_grad = false, node = false }, Tensor)
+  local t
   if scope then
+    t = setmetatable({ h = handle, requires_grad = false, node = false, collected = false }, Tensor)
     scope_size = scope_size + 1
     scope[scope_size] = t
+  else
+    t = setmetatable({ h = ffi.gc(handle, free), requires_grad = false, node = false, collected = true }, Tensor)
   end
   if C.lm_memory_live() > soft_limit then collect() end
   return t
@@ -197,14 +201,17 @@ function methods.free(t)
   local h = t.h
   if h ~= nil then
     t.h = nil
-    ffi.gc(h, nil)
+    if t.collected then ffi.gc(h, nil) end
     free(h)
   end
 end
 
 --- Outlive the lm.scope that the tensor was made in.
 function methods.keep(t)
-  t.kept = true
+  if not t.collected and t.h ~= nil then
+    ffi.gc(t.h, free)
+    t.collected = true
+  end
   return t
 end
 
@@ -229,12 +236,15 @@ local function end_scope(outer, outer_size, ok, ...)
     local t = made[i]
     if t.escapes then -- into the scope around this one
       t.escapes = nil
-      if scope and not t.kept then
+      if not scope then
+        t:keep()
+      elseif not t.collected then
         scope_size = scope_size + 1
         scope[scope_size] = t
       end
-    elseif not t.kept then
-      t:free()
+    elseif not t.collected and t.h ~= nil then
+      free(t.h)
+      t.h = nil
     end
   end
   if not ok then error((...), 0) end

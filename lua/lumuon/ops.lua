@@ -2,7 +2,7 @@
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local autograd = require "lumuon.autograd"
-local raise, is_tensor = lib.raise, lib.is_tensor
+local C, raise, is_tensor = lib.C, lib.raise, lib.is_tensor
 local Tensor, T, raw, define = lib.Tensor, lib.methods, tensor.raw, autograd.define
 
 local ops = {}
@@ -194,18 +194,30 @@ ops.matmul = T.matmul
 --- x W' for x (..., in) and W (out, in): a linear layer without bias; plus `residual`, a tensor of the
 -- result's shape, where one is given. With x in bf16 an f32 W is cast for the product.
 ops.linear = define("linear", function(node, x, w, residual)
+  x = raw.contiguous(x)
+  tensor.live(w, "linear")
   if x:dtype() == "bf16" then w = raw.to(w, "bf16") end
-  if node then node.y = w end
-  if residual then return raw.matmul(x, raw.transpose(w, 1, 2), 1, raw.clone(residual), 1) end
-  return raw.matmul(x, raw.transpose(w, 1, 2))
+  if node then node.x, node.y = x, w end
+  return lib.result(C.lm_linear, x.h, w.h, residual and tensor.live(residual, "linear") or nil)
 end, function(node, g)
   local x, w = node[1], node[2]
   local dx, dw
-  if wants(x) then dx = product_grad(x, g, node.y) end
+  g = raw.contiguous(g)
+  if wants(x) then
+    local into = gathered_grad(x)
+    if into then
+      lib.into(into, C.lm_linear_grad_x, g.h, node.y.h, 1)
+    else
+      dx = lib.result(C.lm_linear_grad_x, g.h, node.y.h, 0)
+    end
+  end
   if wants(w) then
-    local x2 = raw.view(raw.contiguous(x), -1, x:size(-1))
-    local g2 = raw.view(raw.contiguous(g), -1, g:size(-1))
-    dw = product_grad(w, raw.transpose(g2, 1, 2), x2)
+    local into = gathered_grad(w)
+    if into then
+      lib.into(into, C.lm_linear_grad_w, g.h, node.x.h, 1)
+    else
+      dw = lib.result(C.lm_linear_grad_w, g.h, node.x.h, 0)
+    end
   end
   return dx, dw, g
 end)

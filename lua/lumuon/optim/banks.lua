@@ -55,6 +55,7 @@ local function move(t, view)
   view:copy(t:detach())
   local old, h = t.h, view.h
   view.h = nil -- t owns the handle now
+  t.collected = view.collected
   t.h = h
   ffi.gc(old, nil)
   C.lm_tensor_free(old)
