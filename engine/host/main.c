@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "host/host.h"
 
@@ -53,7 +54,21 @@ static int protected_main(lua_State *L) {
   return 1;
 }
 
+/* OpenMP's threads spin between parallel loops. Left to its default, libgomp spins so long that on a
+ * machine with anything else to do the spinning thread takes the core from the one it waits for: a
+ * 76 ms training step took over a second beside two busy processes. It reads its settings before
+ * main(), so this starts the program once more with a short spin, unless the user chose one. */
+static void spin_less(char **argv) {
+  char path[4096];
+  if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+  const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+  if (length <= 0 || setenv("GOMP_SPINCOUNT", "300", 1) != 0) return;
+  path[length] = '\0';
+  (void)execv(path, argv); /* comes back only if it failed: go on as we are */
+}
+
 int main(int argc, char **argv) {
+  spin_less(argv);
   lua_State *L = luaL_newstate();
   if (!L) {
     (void)fprintf(stderr, "lumuon: no memory for LuaJIT\n");

@@ -8,7 +8,7 @@ local M = { help = "a recipe's training step: tokens a second, and the share of 
 
 local own = {
   recipe = { default = "recipes/fortune.lua", help = "a recipe that returns a session with train_step" },
-  warmup = { default = 5, min = 1, help = "steps before measuring" },
+  warmup = { default = 20, min = 1, help = "steps before measuring: LuaJIT compiles in them" },
   count = { default = 20, min = 5, help = "steps measured" },
   json = { default = "", help = "a file for the figures" },
 }
