@@ -17,17 +17,17 @@ local o = lm.options {
   eval_every = { default = 200, min = 0, help = "steps between evaluations; 0: only at the end" },
   out = { default = "", help = "a folder for log.jsonl" },
 
-  n_layer = { default = 4, min = 1 },
-  n_embd = { default = 192, min = 32 },
-  n_head = { default = 4, min = 1 },
+  n_layer = { default = 4, min = 1, help = "layers" },
+  n_embd = { default = 192, min = 32, help = "width" },
+  n_head = { default = 4, min = 1, help = "attention heads" },
   sequence_len = { default = 128, min = 2, help = "bytes a row" },
   batch_size = { default = 16, min = 1, help = "rows a step" },
 
   optimizer = { default = "muon", choices = { "muon", "adamw" }, help = "muon: nanochat's Muon and AdamW" },
   matrix_lr = { default = 0.02, min = 0, help = "Muon's" },
-  embedding_lr = { default = 0.2, min = 0 },
+  embedding_lr = { default = 0.2, min = 0, help = "at a width of 768; AdamW's beside Muon" },
   adamw_lr = { default = 0.003, min = 0, help = "of --optimizer=adamw, every parameter" },
-  weight_decay = { default = 0.0, min = 0 },
+  weight_decay = { default = 0, type = "number", min = 0, help = "at the start; falls to 0" },
   warmdown_ratio = { default = 0.65, min = 0, max = 1, help = "share of the steps in which lr falls" },
 }
 if o.threads > 0 then lm.set_threads(o.threads) end
@@ -38,7 +38,7 @@ local data = lm.data.text { path = o.data, seed = o.seed }
 -- The model.
 local model = lm.models.gpt.GPT {
   preset = "head", n_layer = o.n_layer, n_head = o.n_head, n_embd = o.n_embd, sequence_len = o.sequence_len,
-  vocab_size = 256, window_pattern = "SSSL", dtype = o.dtype, seed = o.seed,
+  vocab_size = data.vocab_size, window_pattern = "L", dtype = o.dtype, device = o.device, seed = o.seed,
 }
 
 -- Parameter groups: nanochat's, or all parameters in one AdamW group.

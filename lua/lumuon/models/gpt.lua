@@ -50,6 +50,7 @@ local defaults = {
   n_embd = 768,
   window_pattern = "SSSL", -- a letter a layer, tiled: S short, L full; the last layer is always full
   dtype = "f32", -- of the activations: "f32" or "bf16"
+  device = "cpu", -- where the parameters live
   seed = 42, -- of the initial weights
 }
 
@@ -117,7 +118,7 @@ function gpt.GPT(config)
   --- A new parameter; fill(t, generator) writes its first values.
   local function add(name, sizes, fill)
     stream = stream + 1
-    local t = tensor.empty(sizes)
+    local t = tensor.empty(sizes, { device = c.device })
     fill(t, tensor.Generator(c.seed, stream))
     local p = autograd.parameter(t, name)
     t:free()
@@ -163,7 +164,8 @@ function gpt.GPT(config)
     model.smear_lambda = add("smear_lambda", { 1 }, constant(0))
   end
   if c.backout then model.backout_lambda = add("backout_lambda", { 1 }, constant(0.2)) end
-  model.cos, model.sin = nn.rotary_tables(c.sequence_len, c.head_dim, c.rotary_base)
+  local cos, sin = nn.rotary_tables(c.sequence_len, c.head_dim, c.rotary_base)
+  model.cos, model.sin = cos:to(c.device), sin:to(c.device)
   return model
 end
 
@@ -310,7 +312,8 @@ function GPT:generate(tokens, count, options)
   for _ = 1, count do
     local context = { unpack(all, math.max(1, #all - c.sequence_len + 1)) }
     local token = autograd.no_grad(lib.scope, function()
-      local logits = self:forward(tensor.tensor({ context }, { dtype = "i32" })):select(2, #context):view(-1)
+      local idx = tensor.tensor({ context }, { dtype = "i32", device = c.device })
+      local logits = self:forward(idx):select(2, #context):view(-1)
       if temperature == 0 then return logits:argmax():item() - 1 end
       return draw((logits / temperature):softmax():tolist(), options.top_k, generator)
     end)
