@@ -1,4 +1,6 @@
 /* Entry points of unary, binary and fused elementwise ops: shapes, dtypes, broadcasting. */
+#include <math.h>
+
 #include "backend/backend.h"
 #include "core/error.h"
 
@@ -54,6 +56,19 @@ static int set_apart(const lm_tensor *out, const lm_tensor **in, lm_tensor **cop
   return LM_OK;
 }
 
+/* Refuse to store fractions in an integer tensor. */
+static int holds(const char *op, const lm_tensor *out, int dtype) {
+  if (lm__is_float(out->dtype) || !lm__is_float(dtype)) return LM_OK;
+  return lm__fail(LM_EDTYPE, "%s: the result is %s and would be cut to integers in %s; use :to()",
+                  op, lm_dtype_name(dtype), lm__describe(out));
+}
+
+/* Whether a unary op of whole numbers gives whole numbers. */
+static bool stays_whole(int op) {
+  return op == LM_NEG || op == LM_ABS || op == LM_SIGN || op == LM_SQUARE || op == LM_RELU ||
+         op == LM_RELU2 || op == LM_FLOOR || op == LM_CEIL || op == LM_ROUND || op == LM_ISFINITE;
+}
+
 int lm_unary(lm_tensor **out, int op, const lm_tensor *a) {
   const lm__backend_table *backend;
   bool fresh = false;
@@ -64,7 +79,9 @@ int lm_unary(lm_tensor **out, int op, const lm_tensor *a) {
   LM__TRY(lm__prepare_out(unary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, a->ndim,
                           a->shape));
   lm_tensor *copy = NULL;
-  int status = set_apart(*out, &a, &copy);
+  int status =
+      lm__is_float(a->dtype) || !stays_whole(op) ? holds(unary_names[op], *out, dtype) : LM_OK;
+  if (status == LM_OK) status = set_apart(*out, &a, &copy);
   if (status == LM_OK) status = backend->unary(*out, op, a);
   lm_tensor_free(copy);
   return lm__finish(out, fresh, status);
@@ -96,11 +113,12 @@ int lm_binary(lm_tensor **out, int op, const lm_tensor *a, const lm_tensor *b) {
                       lm__shape_string(b->ndim, b->shape), d + 1, (long long)sa, (long long)sb);
     shape[d] = sa == 1 ? sb : sa;
   }
-  LM__TRY(lm__prepare_out(binary_names[op], out, &fresh,
-                          LM__ANY_BUT(binary_dtype(op, a->dtype, b->dtype)), a->device, ndim,
-                          shape));
+  const int dtype = binary_dtype(op, a->dtype, b->dtype);
+  LM__TRY(
+      lm__prepare_out(binary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, ndim, shape));
   lm_tensor *copy_a = NULL, *copy_b = NULL;
-  int status = set_apart(*out, &a, &copy_a);
+  int status = holds(binary_names[op], *out, dtype);
+  if (status == LM_OK) status = set_apart(*out, &a, &copy_a);
   if (status == LM_OK) status = set_apart(*out, &b, &copy_b);
   if (status == LM_OK) status = backend->binary(*out, op, a, b);
   lm_tensor_free(copy_a);
@@ -114,7 +132,7 @@ int lm_binary_scalar(lm_tensor **out, int op, const lm_tensor *a, double value, 
   if (op < 0 || op >= LM_BINARY_OPS) return lm__fail(LM_EINVAL, "binary: %d is no op", op);
   LM__TRY(lm__begin(binary_names[op], 1, a));
   LM__OP(backend, binary_scalar, a->device);
-  const int whole = value == (double)(int32_t)value;
+  const bool whole = value >= INT32_MIN && value <= INT32_MAX && value == (double)(int32_t)value;
   const int dtype = binary_dtype(op, a->dtype,
                                  whole                    ? LM_I32
                                  : lm__is_float(a->dtype) ? a->dtype
@@ -122,7 +140,8 @@ int lm_binary_scalar(lm_tensor **out, int op, const lm_tensor *a, double value, 
   LM__TRY(lm__prepare_out(binary_names[op], out, &fresh, LM__ANY_BUT(dtype), a->device, a->ndim,
                           a->shape));
   lm_tensor *copy = NULL;
-  int status = set_apart(*out, &a, &copy);
+  int status = holds(binary_names[op], *out, dtype);
+  if (status == LM_OK) status = set_apart(*out, &a, &copy);
   if (status == LM_OK) status = backend->binary_scalar(*out, op, a, (float)value, reversed);
   lm_tensor_free(copy);
   return lm__finish(out, fresh, status);
@@ -145,6 +164,7 @@ int lm_axpy(lm_tensor *y, double alpha, const lm_tensor *x) {
   LM__OP(backend, axpy, y->device);
   LM__TRY(lm__need_writable("axpy", y));
   LM__TRY(broadcasts_to("axpy", y, x));
+  LM__TRY(holds("axpy", y, lm__is_float(x->dtype) || alpha != rint(alpha) ? LM_F32 : LM_I32));
   LM__TRY(set_apart(y, &x, &copy));
   const int status = backend->axpy(y, (float)alpha, x);
   lm_tensor_free(copy);
