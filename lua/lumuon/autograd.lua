@@ -6,6 +6,8 @@
 -- its inputs: for a leaf (lm.parameter), straight into leaf.grad.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
+local raw = require "lumuon.raw"
+require "lumuon.views"
 local C, call, raise, is_tensor, T = lib.C, lib.call, lib.raise, lib.is_tensor, lib.methods
 local table_clear = require "table.clear"
 
@@ -126,8 +128,6 @@ local function same_shape(a, b)
   return true
 end
 
-local raw_add = tensor.raw.add
-
 -- A gradient on its way is freed once no node holds it, so that the next one can have its memory
 -- while that is still in the cache. g.holders counts the nodes that hold g; what a user's backward
 -- returned, or gave us to start from, is never freed.
@@ -160,7 +160,7 @@ local function accumulate(node, grad, input, g)
   elseif source.owned then
     call(C.lm_axpy, source.grad.h, 1, g.h)
   else -- perhaps another node's too: not to be written into
-    local sum = raw_add(source.grad, g)
+    local sum = raw.add(source.grad, g)
     release(source.grad)
     source.grad, source.owned = sum, true
     hold(sum)

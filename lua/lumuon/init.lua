@@ -4,6 +4,7 @@ local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local autograd = require "lumuon.autograd"
 local ops = require "lumuon.ops"
+require "lumuon.show"
 
 local lm = {
   version = lib.ffi.string(lib.C.lm_version()),

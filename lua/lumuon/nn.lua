@@ -1,10 +1,11 @@
 --- What a GPT is made of: differentiable ops over whole activations, and modules.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
+local raw = require "lumuon.raw"
 local autograd = require "lumuon.autograd"
 local ops = require "lumuon.ops"
 local ffi, C, call, raise, result, into = lib.ffi, lib.C, lib.call, lib.raise, lib.result, lib.into
-local T, raw, define, is_tensor = lib.methods, tensor.raw, autograd.define, lib.is_tensor
+local T, define, is_tensor = lib.methods, autograd.define, lib.is_tensor
 local gathered_grad = autograd.gathered_grad
 
 local nn = { linear = ops.linear }

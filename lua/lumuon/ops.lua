@@ -1,9 +1,10 @@
 --- The differentiable tensor ops: methods of every tensor, and functions of `lm`.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
+local raw = require "lumuon.raw"
 local autograd = require "lumuon.autograd"
 local C, raise, is_tensor = lib.C, lib.raise, lib.is_tensor
-local Tensor, T, raw, define = lib.Tensor, lib.methods, tensor.raw, autograd.define
+local Tensor, T, define = lib.Tensor, lib.methods, autograd.define
 
 local ops = {}
 
@@ -49,7 +50,7 @@ local unary_grads = {
   relu = function(x, _, g) return raw.relu_grad(x, g) end,
   relu2 = function(x, _, g) return raw.relu2_grad(x, g) end,
 }
-for _, name in ipairs(tensor.unary_ops) do
+for _, name in ipairs(raw.unary_ops) do
   local forward, backward = raw[name], unary_grads[name]
   if backward then
     T[name] = define(name, function(node, x)
@@ -92,7 +93,7 @@ raw.sub = function(a, b)
   return raw_sub(a, b)
 end
 
-for _, name in ipairs(tensor.binary_ops) do
+for _, name in ipairs(raw.binary_ops) do
   local forward, backward = raw[name], binary_grads[name]
   if backward then
     T[name] = define(name, function(node, a, b)
