@@ -8,6 +8,9 @@
 #include <lauxlib.h>
 #include <locale.h>
 #include <lua.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,19 +27,27 @@ static lua_State *state;
 static int complete_ref = LUA_NOREF;
 static char prompt_text[64];
 static int was_interrupted;
+static sigset_t mask_outside; /* the signals that were blocked before line.read */
 
 static char *prompt(EditLine *el) {
   (void)el;
   return prompt_text;
 }
 
-/* libedit's own reader retries after a signal; this one lets Ctrl-C through. */
+/* libedit's own reader retries after a signal; this one lets Ctrl-C through. SIGINT is blocked
+ * while a line is edited, but for the wait here: a press between two keys is not lost. */
 static int read_character(EditLine *el, wchar_t *out) {
   (void)el;
   mbstate_t shift;
   memset(&shift, 0, sizeof shift);
   for (;;) {
     char byte = 0;
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (ppoll(&input, 1, NULL, &mask_outside) < 0) {
+      if (errno == EINTR && !lm__interrupt_seen()) continue; /* another signal: a resized window */
+      was_interrupted = errno == EINTR;
+      return -1;
+    }
     const ssize_t n = read(STDIN_FILENO, &byte, 1);
     if (n == 0) return 0;
     if (n < 0) {
@@ -122,7 +133,13 @@ static int line_read(lua_State *L) {
   if (!editor) return luaL_error(L, "line.read: not open");
   int count = 0;
   was_interrupted = 0;
+  sigset_t interrupt;
+  (void)sigemptyset(&interrupt);
+  (void)sigaddset(&interrupt, SIGINT);
+  (void)pthread_sigmask(SIG_BLOCK, &interrupt, &mask_outside);
+  (void)lm__interrupt_seen();
   const char *text = el_gets(editor, &count);
+  (void)pthread_sigmask(SIG_SETMASK, &mask_outside, NULL);
   if (text && count > 0) {
     if (text[count - 1] == '\n') count--;
     lua_pushlstring(L, text, (size_t)count);

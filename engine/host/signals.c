@@ -14,6 +14,7 @@
 #include "lumuon.h"
 
 static lua_State *state;
+static volatile sig_atomic_t seen; /* a press while nothing ran: at the prompt */
 static pthread_t main_thread;
 static volatile sig_atomic_t running;      /* depth of host.call */
 static volatile sig_atomic_t deferring;    /* the first Ctrl-C only asks */
@@ -55,7 +56,9 @@ static void on_interrupt(int sig) {
     errno = saved;
     return;
   }
-  if (running) {
+  if (!running) {
+    seen = 1;
+  } else {
     presses = presses + 1;
     if (deferring && !asked) {
       asked = 1;
@@ -71,6 +74,12 @@ static void on_interrupt(int sig) {
     }
   }
   errno = saved;
+}
+
+int lm__interrupt_seen(void) {
+  const int was = seen;
+  seen = 0;
+  return was;
 }
 
 void lm__signals_install(lua_State *L) {
