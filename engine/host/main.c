@@ -54,9 +54,9 @@ static int protected_main(lua_State *L) {
   return 1;
 }
 
-/* OpenMP's threads spin between parallel loops. Left to its default, libgomp spins so long that on a
- * machine with anything else to do the spinning thread takes the core from the one it waits for: a
- * 76 ms training step took over a second beside two busy processes. It reads its settings before
+/* OpenMP's threads spin between parallel loops. Left to its default, libgomp spins so long that on
+ * a machine with anything else to do the spinning thread takes the core from the one it waits for:
+ * a 76 ms training step took over a second beside two busy processes. It reads its settings before
  * main(), so this starts the program once more with a short spin, unless the user chose one. */
 static void spin_less(char **argv) {
   char path[4096];
