@@ -3,7 +3,7 @@
  * A training step asks for the same sizes over and over, so a freed block goes on the list of its
  * size class and the next request of that class takes it: after the first steps the system is not
  * asked again. Classes are eighths of powers of two, so a block wastes at most an eighth. Live and
- * cached bytes together stay under 1.25 times the largest live size seen (and 64 MiB): a request
+ * cached bytes together stay under 1.5 times the largest live size seen (and 64 MiB): a request
  * that would pass that first gives back blocks of other classes.
  */
 #include "core/storage.h"
@@ -146,7 +146,7 @@ int lm__storage_new(lm__storage **out, size_t bytes, int device) {
       UNPOISON(data, capacity);
     } else {
       size_t most = (peak_live > live + capacity ? peak_live : live + capacity);
-      most += most / 4;
+      most += most / 2;
       if (most < (size_t)64 << 20) most = (size_t)64 << 20;
       if (live + capacity + cached > most)
         trim(most > live + capacity ? most - live - capacity : 0);
