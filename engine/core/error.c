@@ -34,6 +34,7 @@ const char *lm_status_name(int status) {
     NAME(LM_ENONFINITE)
     NAME(LM_EINTERRUPT)
     NAME(LM_ENOTSUP)
+    NAME(LM_EDIST)
 #undef NAME
     default:
       return "unknown";

@@ -39,7 +39,8 @@ enum lm_status {
   LM_EFORMAT = 8,     /* a file that is not what it claims to be */
   LM_ENONFINITE = 9,  /* a NaN or Inf where none may be */
   LM_EINTERRUPT = 10, /* lm_interrupt() was called (Ctrl-C) */
-  LM_ENOTSUP = 11     /* this build or device cannot do it */
+  LM_ENOTSUP = 11,    /* this build or device cannot do it */
+  LM_EDIST = 12       /* a collective failed, or the ranks disagree */
 };
 
 LM_API int lm_abi_version(void);
@@ -148,6 +149,8 @@ LM_API int lm_random_normal(lm_tensor *t, double mean, double std, uint64_t seed
 /* dst = src, cast to dst's dtype, src broadcast to dst's shape; any strides, any overlap. To
  * integers truncates; values out of range, and NaN, are refused. */
 LM_API int lm_copy(lm_tensor *dst, const lm_tensor *src);
+/* A 64-bit hash of a contiguous tensor's dtype and bytes, to compare what processes hold. */
+LM_API int lm_hash(uint64_t *out, const lm_tensor *t);
 
 /* ---- elementwise
  * ---------------------------------------------------------------------------------- */
@@ -354,6 +357,76 @@ typedef struct lm_muon_args {
  * checked the gradients (lm_count_nonfinite). */
 LM_API int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                         lm_tensor *second_momentum, const lm_muon_args *args);
+
+/* ---- collectives -------------------------------------------------------------------------------
+ *
+ * The ranks 0..world_size-1 of a job run the same program and make the same calls in the same
+ * order. Each call below issues a collective and returns at once with a handle; a communication
+ * thread runs them in that order. The handle holds the tensors' storages until the collective is
+ * done: it may be waited for twice, once or never, and freed at any time. Until then nobody else
+ * may write the tensors, nor read what is being written. Tensors are contiguous; a slice is the
+ * rank'th of world_size equal parts of a tensor's elements.
+ *
+ * Sums are added in rank order in f64 and rounded once: the same bits on every rank. `label` says
+ * in messages what the data is. A rank that does not arrive within the timeout ends the job, with a
+ * message that names the collective, the label and the ranks; that is the one case in which the
+ * engine ends the process. Without lm_dist_init, or with LM_DIST_SELF, the world is this process.
+ */
+
+enum lm_dist_transport { LM_DIST_SELF = 0, LM_DIST_MPI = 1 };
+enum lm_dist_op {
+  LM_DIST_SUM = 0,
+  LM_DIST_MEAN = 1,
+  LM_DIST_MAX = 2,
+  LM_DIST_MIN = 3,
+  LM_DIST_OPS = 4
+};
+
+typedef struct lm_dist_options {
+  int transport;        /* enum lm_dist_transport */
+  double timeout;       /* seconds a collective may take */
+  double start_timeout; /* seconds until every rank has started */
+} lm_dist_options;
+
+LM_API int lm_dist_available(int transport); /* 1 if this build has it */
+LM_API int lm_dist_init(const lm_dist_options *options);
+LM_API int lm_dist_initialized(void);
+LM_API int lm_dist_rank(void);
+LM_API int lm_dist_world_size(void);
+LM_API const char *lm_dist_transport(void); /* "self" or "mpi" */
+/* Run what was issued, then leave the world. Every rank calls it (after a barrier, best). */
+LM_API void lm_dist_finalize(void);
+/* End this process with code, at once; the launcher then ends the others. Returns in a world of
+ * one.
+ */
+LM_API void lm_dist_abort(int code);
+LM_API int lm_dist_set_timeout(double seconds);
+/* For measurements: collectives take this much longer, a byte that this rank sends. */
+LM_API int lm_dist_set_delay(double seconds_per_byte);
+/* Bytes this rank has sent so far. */
+LM_API double lm_dist_wire_bytes(void);
+
+typedef struct lm_work lm_work; /* a collective that was issued */
+
+/* t = op over all ranks' t. f32, bf16; i32 but for LM_DIST_MEAN. */
+LM_API int lm_dist_all_reduce(lm_work **out, lm_tensor *t, int op, const char *label);
+/* This rank's slice of t = op over all ranks' of it; the other slices are undefined afterwards. */
+LM_API int lm_dist_reduce_scatter(lm_work **out, lm_tensor *t, int op, const char *label);
+/* Every rank gives its slice of t, and gets all others'. Any dtype, as the next ones. */
+LM_API int lm_dist_all_gather(lm_work **out, lm_tensor *t, const char *label);
+/* t = rank root's t. */
+LM_API int lm_dist_broadcast(lm_work **out, lm_tensor *t, int root, const char *label);
+/* whole, on rank root (NULL elsewhere) = the ranks' parts behind each other. */
+LM_API int lm_dist_gather(lm_work **out, lm_tensor *whole, const lm_tensor *part, int root,
+                          const char *label);
+LM_API int lm_dist_barrier(lm_work **out, const char *label);
+
+/* Block until done; the collective's own error, or LM_EINTERRUPT (it goes on then; wait again). */
+LM_API int lm_work_wait(lm_work *work);
+LM_API int lm_work_done(const lm_work *work); /* 1 if done; NULL is */
+LM_API double
+lm_work_seconds(const lm_work *work);    /* it took, without the queue; -1 before the end */
+LM_API void lm_work_free(lm_work *work); /* drop the handle; NULL is fine */
 
 /* ---- safetensors
  * ---------------------------------------------------------------------------------------------- */

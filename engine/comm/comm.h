@@ -1,0 +1,80 @@
+/* Collectives: what a transport implements, and the queue that runs them.
+ *
+ * lm_dist_* (dist.c) checks its arguments and makes a lm_work; the communication thread (queue.c)
+ * takes works in the order they were issued, the same on every rank, and hands each to the table of
+ * its tensors' device. A table's functions block until the collective is done, and are called from
+ * the communication thread only: for MPI that thread is the one that called MPI_Init, for a GPU it
+ * is the one that launches on a stream of its own and polls an event.
+ */
+#ifndef LM_COMM_COMM_H
+#define LM_COMM_COMM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/tensor.h"
+
+enum lm__collective_kind {
+  LM__BARRIER,
+  LM__ALL_REDUCE,
+  LM__REDUCE_SCATTER,
+  LM__ALL_GATHER,
+  LM__BROADCAST,
+  LM__GATHER,
+  LM__COLLECTIVES
+};
+enum { LM__LABEL = 64 };
+
+typedef struct lm__collective {
+  int kind, op, dtype, root;
+  int64_t count; /* elements of data */
+  char *data;    /* in place; gather: what this rank gives */
+  char *out;     /* gather on root: world_size * count elements */
+  char label[LM__LABEL];
+} lm__collective;
+
+typedef struct lm__comm_table {
+  const char *name;
+  int device;
+  /* The communication thread's first and last calls. start sets rank and world size; `deadline`
+   * (lm__clock) is when to give up. */
+  int (*start)(int *rank, int *world_size, double deadline);
+  void (*stop)(void);
+  /* End every process of the job; returns only where the transport cannot. */
+  void (*abort)(int code);
+  /* One function a collective. Before any data moves, ranks tell each other which collective they
+   * are in: a rank that is in another is an error that names both. Past `deadline`:
+   * lm__comm_timed_out. */
+  int (*run[LM__COLLECTIVES])(const lm__collective *c, double deadline);
+} lm__comm_table;
+
+extern const lm__comm_table lm__comm_self;
+const lm__comm_table *lm__comm_mpi(void); /* NULL in a build without it */
+
+double lm__clock(void); /* seconds, monotonic */
+const char *lm__collective_name(int kind);
+
+/* Bytes handed to the network by this rank. */
+extern double lm__wire_bytes;
+
+/* Says which collective waits for whom, and ends the job. arrived: a flag a rank. */
+_Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
+                                  int world_size);
+
+/* out[i] = op over sources[0..n)[i], added in that order in f64 (i32: in i64) and rounded once;
+ * out may be one of the sources. LM_DIST_MEAN divides by n. */
+void lm__reduce_in_order(int dtype, int op, int n, const void *const *sources, void *out,
+                         int64_t count);
+
+/* queue.c */
+struct lm_work;
+int lm__queue_start(const lm__comm_table *table, double timeout, double start_timeout, int *rank,
+                    int *world_size);
+void lm__queue_stop(void);
+/* Issue c; the storages, if any, are held until it is done. */
+int lm__queue_issue(struct lm_work **out, const lm__collective *c, lm__storage *a, lm__storage *b);
+void lm__queue_set_timeout(double seconds);
+void lm__queue_set_delay(double seconds_per_byte);
+const lm__comm_table *lm__queue_table(void);
+
+#endif

@@ -1,0 +1,288 @@
+/* The communication thread and its queue of works.
+ *
+ * A work has two owners, the caller's handle and the queue; the last one frees it. The queue's
+ * share ends when the collective is done, and with it the hold on the storages: a handle that is
+ * dropped early, waited for twice or never leaves nothing dangling.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "comm/comm.h"
+#include "core/error.h"
+
+enum { EXIT_TIMED_OUT = 75, MESSAGE = 512 };
+
+struct lm_work {
+  lm__collective c;
+  lm__storage *held[2];
+  struct lm_work *next;
+  int owners;     /* under lock */
+  bool done;      /* under lock */
+  int status;     /* once done */
+  double seconds; /* once done: from begin to end, without the time in the queue */
+  char message[MESSAGE];
+};
+
+enum state { IDLE, STARTING, RUNNING, STOPPING };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t issued = PTHREAD_COND_INITIALIZER, finished = PTHREAD_COND_INITIALIZER;
+static pthread_t thread;
+static const lm__comm_table *table = &lm__comm_self;
+static enum state state = IDLE;
+static struct lm_work *first, *last;
+static double timeout = 600, start_timeout = 300, delay; /* delay: seconds a byte */
+static int started_status, started_rank, started_size;
+static double current_limit;  /* of the collective that runs */
+static char failure[MESSAGE]; /* of the first failed collective: later ones cannot succeed */
+static int failure_status;
+
+double lm__wire_bytes;
+
+double lm__clock(void) {
+  struct timespec t;
+  (void)clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *lm__collective_name(int kind) {
+  static const char *const names[LM__COLLECTIVES] = {"barrier",    "all_reduce", "reduce_scatter",
+                                                     "all_gather", "broadcast",  "gather"};
+  return kind >= 0 && kind < LM__COLLECTIVES ? names[kind] : "?";
+}
+
+static void list_ranks(char *text, size_t size, const bool *arrived, int world_size, bool wanted) {
+  size_t used = 0;
+  text[0] = 0;
+  for (int r = 0; r < world_size && used + 16 < size; r++)
+    if (arrived[r] == wanted)
+      used += (size_t)snprintf(text + used, size - used, used ? ", %d" : "%d", r);
+  if (used == 0) (void)snprintf(text, size, "none");
+}
+
+_Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
+                                  int world_size) {
+  char here[160], missing[160], text[640];
+  list_ranks(here, sizeof here, arrived, world_size, true);
+  list_ranks(missing, sizeof missing, arrived, world_size, false);
+  const int n =
+      snprintf(text, sizeof text,
+               "lumuon: rank %d: %s of '%s' has not finished within %g s. Ranks that "
+               "arrived: %s; missing: %s. The job ends.\n",
+               rank, lm__collective_name(c->kind), c->label, current_limit, here, missing);
+  if (n > 0 && write(STDERR_FILENO, text, (size_t)n) < 0) _exit(EXIT_TIMED_OUT);
+  /* aborting may itself wait for the rank that does not answer */
+  (void)signal(SIGALRM, SIG_DFL);
+  (void)alarm(3);
+  table->abort(EXIT_TIMED_OUT);
+  _exit(EXIT_TIMED_OUT);
+}
+
+static void drop(struct lm_work *w) { /* lock held */
+  w->owners -= 1;
+  if (w->owners == 0) free(w);
+}
+
+static void sleep_for(double seconds) {
+  struct timespec t = {.tv_sec = (time_t)seconds};
+  t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
+  while (nanosleep(&t, &t) != 0 && errno == EINTR) {
+  }
+}
+
+/* Run w; the lock is not held. */
+static void run(struct lm_work *w, double limit, double per_byte) {
+  const double begun = lm__clock(), wire = lm__wire_bytes;
+  if (failure_status) {
+    w->status = failure_status;
+    (void)snprintf(w->message, sizeof w->message, "%s '%s': an earlier collective failed: %.300s",
+                   lm__collective_name(w->c.kind), w->c.label, failure);
+  } else {
+    current_limit = limit;
+    w->status = table->run[w->c.kind](&w->c, begun + limit);
+    if (w->status) {
+      (void)snprintf(w->message, sizeof w->message, "%s", lm_last_error());
+      (void)snprintf(failure, sizeof failure, "%s", w->message);
+      failure_status = w->status;
+    }
+  }
+  if (per_byte > 0) sleep_for((lm__wire_bytes - wire) * per_byte);
+  w->seconds = lm__clock() - begun;
+}
+
+static void complete(struct lm_work *w) { /* lock held */
+  for (int i = 0; i < 2; i++)
+    if (w->held[i]) lm__storage_release(w->held[i]);
+  w->done = true;
+  (void)pthread_cond_broadcast(&finished);
+  drop(w);
+}
+
+static void *main_loop(void *unused) {
+  (void)unused;
+  int rank = 0, size = 1;
+  current_limit = start_timeout;
+  const int status = table->start(&rank, &size, lm__clock() + start_timeout);
+  (void)pthread_mutex_lock(&lock);
+  started_status = status;
+  started_rank = rank;
+  started_size = size;
+  if (status) (void)snprintf(failure, sizeof failure, "%s", lm_last_error());
+  state = status ? STOPPING : RUNNING;
+  (void)pthread_cond_broadcast(&finished);
+  while (state == RUNNING || first) {
+    struct lm_work *w = first;
+    if (!w) {
+      (void)pthread_cond_wait(&issued, &lock);
+      continue;
+    }
+    first = w->next;
+    if (!first) last = NULL;
+    const double limit = timeout, per_byte = delay;
+    (void)pthread_mutex_unlock(&lock);
+    run(w, limit, per_byte);
+    (void)pthread_mutex_lock(&lock);
+    complete(w);
+  }
+  (void)pthread_mutex_unlock(&lock);
+  if (!status) table->stop();
+  return NULL;
+}
+
+static struct timespec after(double seconds) {
+  struct timespec t;
+  (void)clock_gettime(CLOCK_REALTIME, &t);
+  const double whole = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec + seconds;
+  t.tv_sec = (time_t)whole;
+  t.tv_nsec = (long)((whole - (double)t.tv_sec) * 1e9);
+  return t;
+}
+
+int lm__queue_start(const lm__comm_table *wanted, double limit, double start_limit, int *rank,
+                    int *world_size) {
+  int status = LM_OK;
+  (void)pthread_mutex_lock(&lock);
+  table = wanted;
+  timeout = limit;
+  start_timeout = start_limit;
+  failure_status = 0;
+  if (table == &lm__comm_self) {
+    (void)pthread_mutex_unlock(&lock);
+    return table->start(rank, world_size, 0);
+  }
+  state = STARTING;
+  sigset_t all, before; /* signals are the main thread's */
+  (void)sigfillset(&all);
+  (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+  const int error = pthread_create(&thread, NULL, main_loop, NULL);
+  (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (error) {
+    state = IDLE;
+    (void)pthread_mutex_unlock(&lock);
+    return lm__fail(LM_EDIST, "dist: cannot start the communication thread: %s", strerror(error));
+  }
+  const struct timespec until = after(start_limit);
+  while (state == STARTING && status == LM_OK)
+    if (pthread_cond_timedwait(&finished, &lock, &until) == ETIMEDOUT && state == STARTING)
+      status = lm__fail(LM_EDIST,
+                        "dist: %s has not started within %g s; is every rank of the job running?",
+                        table->name, start_limit);
+  if (status == LM_OK && started_status) status = lm__fail(started_status, "%s", failure);
+  *rank = started_rank;
+  *world_size = started_size;
+  (void)pthread_mutex_unlock(&lock);
+  return status;
+}
+
+void lm__queue_stop(void) {
+  (void)pthread_mutex_lock(&lock);
+  const bool running = state == RUNNING;
+  if (running) {
+    state = STOPPING;
+    (void)pthread_cond_broadcast(&issued);
+  }
+  (void)pthread_mutex_unlock(&lock);
+  if (running) (void)pthread_join(thread, NULL);
+  table = &lm__comm_self;
+  state = IDLE;
+}
+
+int lm__queue_issue(struct lm_work **out, const lm__collective *c, lm__storage *a, lm__storage *b) {
+  struct lm_work *w = calloc(1, sizeof *w);
+  *out = NULL;
+  if (!w)
+    return lm__fail(LM_ENOMEM, "%s: out of memory for a handle", lm__collective_name(c->kind));
+  w->c = *c;
+  w->held[0] = a;
+  w->held[1] = b;
+  for (int i = 0; i < 2; i++)
+    if (w->held[i]) lm__storage_retain(w->held[i]);
+  w->owners = 2;
+  (void)pthread_mutex_lock(&lock);
+  if (table == &lm__comm_self) {
+    run(w, timeout, 0);
+    complete(w);
+  } else {
+    if (last)
+      last->next = w;
+    else
+      first = w;
+    last = w;
+    (void)pthread_cond_signal(&issued);
+  }
+  (void)pthread_mutex_unlock(&lock);
+  *out = w;
+  return LM_OK;
+}
+
+void lm__queue_set_timeout(double seconds) {
+  (void)pthread_mutex_lock(&lock);
+  timeout = seconds;
+  (void)pthread_mutex_unlock(&lock);
+}
+
+void lm__queue_set_delay(double seconds_per_byte) {
+  (void)pthread_mutex_lock(&lock);
+  delay = seconds_per_byte;
+  (void)pthread_mutex_unlock(&lock);
+}
+
+const lm__comm_table *lm__queue_table(void) { return table; }
+
+int lm_work_wait(lm_work *w) {
+  if (!w) return lm__fail(LM_EINVAL, "wait: no such handle (it was freed)");
+  (void)pthread_mutex_lock(&lock);
+  while (!w->done && !lm_interrupted()) {
+    const struct timespec until = after(0.1); /* to look at Ctrl-C */
+    (void)pthread_cond_timedwait(&finished, &lock, &until);
+  }
+  const bool done = w->done;
+  (void)pthread_mutex_unlock(&lock);
+  if (!done)
+    return lm__fail(LM_EINTERRUPT, "wait for %s '%s': interrupted", lm__collective_name(w->c.kind),
+                    w->c.label);
+  return w->status ? lm__fail(w->status, "%s", w->message) : LM_OK;
+}
+
+int lm_work_done(const lm_work *w) {
+  if (!w) return 1;
+  (void)pthread_mutex_lock(&lock);
+  const bool done = w->done;
+  (void)pthread_mutex_unlock(&lock);
+  return done;
+}
+
+double lm_work_seconds(const lm_work *w) { return lm_work_done(w) && w ? w->seconds : -1; }
+
+void lm_work_free(lm_work *w) {
+  if (!w) return;
+  (void)pthread_mutex_lock(&lock);
+  drop(w);
+  (void)pthread_mutex_unlock(&lock);
+}
