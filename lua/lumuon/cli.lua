@@ -16,6 +16,7 @@
 --     and looks at .interrupt_asked() between steps; a second Ctrl-C stops it at once.
 local host = require "lumuon.host"
 local nearest = require "lumuon.nearest"
+local launch = require "lumuon.launch"
 
 local M = {}
 
@@ -65,7 +66,7 @@ end
 
 local function complain(...)
   io.stdout:flush()
-  io.stderr:write("lumuon: ", ...)
+  io.stderr:write("lumuon: ", launch.prefix(), ...)
   io.stderr:write("\n")
 end
 
@@ -83,6 +84,25 @@ local function guarded(f, ...)
 end
 
 M.guarded = guarded
+
+--- Call f as one of the processes of a job, if this is one; `args` may have --log-all-ranks.
+-- @return exit code, and what f returned
+local function guarded_rank(log_all, f, ...)
+  launch.log(log_all)
+  local code, result = guarded(f, ...)
+  if code == 0 and type(result) == "number" then code = result end -- a measurement's own
+  local final, problem = launch.leave(code)
+  if problem then complain(problem) end
+  return final, result
+end
+
+--- The same at os.exit, in the middle of a recipe.
+local function leave_early(code)
+  local status = (code == nil or code == true) and 0 or tonumber(code) or 1
+  local final, problem = launch.leave(status)
+  if problem then complain(problem) end
+  return final
+end
 
 -- ---- scripts --------------------------------------------------------------------------------------
 
@@ -149,10 +169,13 @@ local function print_usage(name)
   return 0
 end
 
-command("run", "run FILE.lua [--name=value ...]",
+command("run", "run FILE.lua [--name=value ...] [--log-all-ranks]",
   "Run a recipe, or any script, with `require \"lumuon\"` on its path.\n"
-  .. "What follows the file is the script's; `--help` there lists a recipe's options.",
-  function(args)
+  .. "What follows the file is the script's; `--help` there lists a recipe's options.\n"
+  .. "With several processes (mpirun -n 4 lumuon run FILE.lua) only the first prints,\n"
+  .. "unless --log-all-ranks is given.",
+  function(words)
+    local args, log_all = launch.take_option(words)
     if not args[1] then
       complain("run: which file? usage: lumuon run FILE.lua [--name=value ...]")
       return EXIT_USAGE
@@ -162,7 +185,9 @@ command("run", "run FILE.lua [--name=value ...]",
       complain(problem)
       return EXIT_ERROR
     end
-    return (guarded(chunk, unpack(args, 2)))
+    local code = guarded_rank(log_all, function(...) chunk(...) end, unpack(args, 2))
+    if code == 0 and launch.alone() then complain(launch.alone()) end
+    return code
   end)
 
 command("repl", "repl [RECIPE.lua [--name=value ...]]",
@@ -191,8 +216,8 @@ command("test", "test [--tags=T] [--filter=PATTERN] [FILE ...]",
 
 command("bench", "bench NAME [--name=value ...]", "Measure; `lumuon bench` lists what there is.",
   function(args)
-    local code, result = guarded(require("lumuon.bench").run, args)
-    return code ~= 0 and code or result
+    local rest, log_all = launch.take_option(args)
+    return (guarded_rank(log_all, require("lumuon.bench").run, rest))
   end)
 
 command("info", "info", "Version, CPU, kernels, devices, libraries, threads, memory.",
@@ -236,7 +261,10 @@ local aliases = { ["--help"] = "help", ["-h"] = "help", ["--version"] = "version
 function M.main(args)
   -- leaving by os.exit closes the state too: files are flushed, the terminal is restored
   local exit = os.exit
-  os.exit = function(code, close) exit(code, close ~= false) end -- luacheck: ignore 122
+  os.exit = function(code, close) -- luacheck: ignore 122
+    local final = leave_early(code)
+    exit(final, close ~= false)
+  end
   io.stdout:setvbuf("line") -- a log seen through a pipe is seen as it is written
   local name = args[1]
   if not name then

@@ -18,6 +18,7 @@ local lm = {
   nn = require "lumuon.nn",
   data = require "lumuon.data",
   optim = require "lumuon.optim",
+  dist = require "lumuon.dist",
   options = require "lumuon.options",
   safetensors = require "lumuon.safetensors",
   train = require "lumuon.train",
