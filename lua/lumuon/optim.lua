@@ -6,6 +6,7 @@
 --         weight_decay = 0.1 },
 --       model = model,             -- optional: every parameter of it must be in a group
 --       on_nonfinite = "error",    -- or "skip": what step() does about a NaN or Inf in a gradient
+--       shard = true,              -- by default: if there are several ranks
 --     }
 --     for _, g in ipairs(opt.param_groups) do g.lr = g.initial_lr * multiplier end
 --     opt:step()
@@ -21,6 +22,8 @@ local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local options = require "lumuon.optim.options"
 local banks = require "lumuon.optim.banks"
+local sharded = require "lumuon.optim.sharded"
+local dist = require "lumuon.dist"
 local ffi, C, raise = lib.ffi, lib.C, lib.raise
 
 local MuonAdamW = {}
@@ -28,7 +31,7 @@ MuonAdamW.__index = MuonAdamW
 
 -- ---- making one ------------------------------------------------------------------------------------
 
-local outer_options = { on_nonfinite = true, model = true }
+local outer_options = { on_nonfinite = true, model = true, shard = true }
 
 local function check_outer(given)
   if type(given) ~= "table" or lib.is_tensor(given) then
@@ -36,15 +39,21 @@ local function check_outer(given)
   end
   for key in pairs(given) do
     if type(key) ~= "number" and not outer_options[key] then
-      local near = lib.nearest(tostring(key), { "on_nonfinite", "model" })
+      local near = lib.nearest(tostring(key), { "on_nonfinite", "model", "shard" })
       raise("MuonAdamW: unknown option '%s'%s", tostring(key),
-        near and ("; did you mean '%s'?"):format(near) or " (it takes a list of groups, on_nonfinite, model)")
+        near and ("; did you mean '%s'?"):format(near) or " (it takes a list of groups, on_nonfinite, model, shard)")
     end
   end
   if #given == 0 then raise("MuonAdamW: no groups") end
   local policy = given.on_nonfinite or "error"
   if policy ~= "error" and policy ~= "skip" then
     raise("MuonAdamW: on_nonfinite = '%s' is neither 'error' nor 'skip'", tostring(policy))
+  end
+  if given.shard ~= nil and type(given.shard) ~= "boolean" then
+    raise("MuonAdamW: shard = %s is neither true nor false", tostring(given.shard))
+  end
+  if given.shard == false and dist.world_size() > 1 then
+    raise("MuonAdamW: shard = false, but there are %d ranks, whose gradients must be averaged", dist.world_size())
   end
   return policy
 end
@@ -102,7 +111,11 @@ local function construct(given)
     self.param_groups[i], self.slots[i] = group, slot
   end
   if given.model ~= nil then self:covers(given.model) end
-  for _, slot in ipairs(self.slots) do lib.outside_scope(banks[slot.kind], slot) end
+  if given.shard or dist.world_size() > 1 then
+    lib.outside_scope(sharded.set_up, self)
+  else
+    for _, slot in ipairs(self.slots) do lib.outside_scope(banks[slot.kind], slot) end
+  end
   -- Those that need most scratch memory go first: if it cannot be had, nothing has been written yet.
   self.order = {}
   for i, slot in ipairs(self.slots) do self.order[i] = slot end
@@ -217,17 +230,23 @@ end
 
 local function write_all(self)
   local progress = { done = 0, interrupted = false }
-  for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
+  if self.units then
+    sharded.step(self, self.steps + 1, write, progress)
+  else
+    for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
+  end
   self.steps = self.steps + 1
   if progress.interrupted then C.lm_interrupt() end -- the next engine call tells
 end
 
 --- Move every parameter by its gradient. Returns true; or, with on_nonfinite = "skip", false and a
 -- message where a gradient has a NaN or Inf (an error otherwise). Whatever goes wrong is found before
--- anything is written: parameters, moments and the step count are then as they were.
+-- anything is written: parameters, moments and the step count are then as they were. With several ranks a
+-- NaN on one is a NaN on all, and afterwards the gradients are undefined: zero_grad() before the next ones.
 function MuonAdamW:step()
   check_groups(self)
   local bad = find_nonfinite(self)
+  if self.units then bad = sharded.first_problem(bad) end
   if bad then
     if self.on_nonfinite == "skip" then return false, bad end
     raise("step: %s", bad)
@@ -257,7 +276,10 @@ end
 function MuonAdamW:state(p)
   for _, slot in ipairs(self.slots) do
     for j, own in ipairs(slot.params) do
-      if own == p then return slot.state[j] end
+      if own == p then
+        if next(slot.state[j]) == nil then sharded.refuse_state(slot.keys[j]) end
+        return slot.state[j]
+      end
     end
   end
   raise("state: not a parameter of this optimizer")
@@ -283,13 +305,48 @@ function MuonAdamW:state_dict(how)
     end
     group.params = copied(slot.keys)
     dict.param_groups[i] = group
+    local collected = self.units and sharded.collect(slot)
     for j, key in ipairs(slot.keys) do
-      local entry = {}
-      for name, t in pairs(slot.state[j]) do entry[name] = how and how.views and t or t:clone() end
+      local entry = collected and collected[j] or {}
+      if not collected then
+        for name, t in pairs(slot.state[j]) do entry[name] = how and how.views and t or t:clone() end
+      end
       dict.state[key] = entry
     end
   end
+  if dist.rank() > 0 then return nil end
   return dict
+end
+
+--- Bytes of optimizer state in this process.
+function MuonAdamW:state_bytes()
+  local bytes = 0
+  local function add(t) bytes = bytes + t:numel() * C.lm_dtype_size(C.lm_tensor_dtype(t.h)) end
+  for _, slot in ipairs(self.slots) do
+    if slot.kind == "muon" then
+      add(slot.momentum)
+      add(slot.second)
+    else
+      for j, state in ipairs(slot.state) do
+        local own = slot.large and slot.large[j] or state
+        add(own.exp_avg)
+        add(own.exp_avg_sq)
+      end
+    end
+  end
+  return bytes
+end
+
+--- Do all ranks have the same parameters, bit by bit? true; or false and the first that differs.
+function MuonAdamW:audit()
+  if not self.units then return true end
+  return sharded.audit(self)
+end
+
+--- Who updates what, as text.
+function MuonAdamW:assignment()
+  if not self.units then return "one process updates everything" end
+  return sharded.assignment(self)
 end
 
 local function load_problem(format, ...) raise("load_state_dict: " .. format, ...) end
@@ -319,11 +376,11 @@ end
 
 local function check_loaded_state(key, own, given)
   if type(given) ~= "table" then load_problem("no state for %s", key) end
-  for name, t in pairs(own) do
+  for name, needed in pairs(own) do
     local other = given[name]
     if not lib.is_tensor(other) or other.h == nil then load_problem("%s of %s is missing", name, key) end
-    if other:describe() ~= t:describe() then
-      load_problem("%s of %s is %s, needs %s", name, key, other:describe(), t:describe())
+    if other:describe() ~= needed then
+      load_problem("%s of %s is %s, needs %s", name, key, other:describe(), needed)
     end
   end
   for name in pairs(given) do
@@ -332,7 +389,8 @@ local function check_loaded_state(key, own, given)
 end
 
 --- Go on where state_dict() was taken: step count, hyperparameters, moments. Everything is checked
--- before anything is written. Parameters themselves are the model's to load.
+-- before anything is written. Parameters themselves are the model's to load. Every rank gives the whole dict
+-- and takes its part.
 function MuonAdamW:load_state_dict(dict)
   if type(dict) ~= "table" or type(dict.param_groups) ~= "table" or type(dict.state) ~= "table" then
     load_problem("expected a table made by state_dict()")
@@ -348,7 +406,7 @@ function MuonAdamW:load_state_dict(dict)
     groups[i] = check_loaded_group(slot, dict.param_groups[i])
     banks.refresh(slot)
     for j, key in ipairs(slot.keys) do
-      check_loaded_state(key, slot.state[j], dict.state[key])
+      check_loaded_state(key, banks.describe_state(slot, j), dict.state[key])
       known[key] = true
     end
   end
@@ -359,6 +417,9 @@ function MuonAdamW:load_state_dict(dict)
   for i, slot in ipairs(self.slots) do
     for j, key in ipairs(slot.keys) do
       for name, t in pairs(slot.state[j]) do write(progress, C.lm_copy, t.h, dict.state[key][name].h) end
+      if slot.large and slot.large[j] then
+        sharded.load_slice(slot.large[j], dict.state[key], write, progress)
+      end
     end
     for name, value in pairs(groups[i]) do slot.group[name] = value end
   end

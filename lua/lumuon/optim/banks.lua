@@ -2,6 +2,7 @@
 --
 -- A slot is a group as the optimizer keeps it: slot.params and slot.keys (names) in order, slot.group
 -- (the user's table), slot.state[j] (the tensors of parameter j), slot.scratch (bytes a step needs).
+-- Of several processes each updates a part of the parameters: lumuon.optim.sharded.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local options = require "lumuon.optim.options"
@@ -67,54 +68,111 @@ local function ensure_grad(p)
   return p.grad
 end
 
---- Equal slices of every matrix are the bank under another shape; unequal ones are steps of their own.
+--- How the matrices of a group lie in its bank and which of them this process updates. Here: all. places[j]
+-- is the slice of the bank (of `total`) that holds matrix j; own lists the j whose slices begin at `first`;
+-- there is room for the moments of `share` matrices.
+local function whole(slot)
+  local deal = { places = {}, own = {}, first = 1, total = #slot.params, share = #slot.params }
+  for j = 1, #slot.params do deal.places[j], deal.own[j] = j, j end
+  return deal
+end
+
+--- Rows of the pieces that a matrix is taken apart into.
+function banks.piece_rows(slot, rows)
+  local unequal = slices(slot, rows)
+  if unequal then return unequal end
+  local list = {}
+  for i = 1, slot.group.blocks do list[i] = rows / slot.group.blocks end
+  return list
+end
+
+--- The second momentum of n pieces of r rows each.
+local function second_shape(n, r, cols) return r >= cols and { n, r, 1 } or { n, 1, cols } end
+
+--- One matrix's second momenta in their logical shape: (rows, 1) or (1, cols); with equal pieces a piece more
+-- in front; unequal ones behind each other.
+local function second_sizes(slot)
+  local rows, cols = slot.params[1]:size(1), slot.params[1]:size(2)
+  local pieces, entries = banks.piece_rows(slot, rows), 0
+  for _, r in ipairs(pieces) do entries = entries + math.max(r, cols) end
+  if slices(slot, rows) then return { entries } end
+  local shape = second_shape(#pieces, rows / #pieces, cols)
+  return #pieces == 1 and { shape[2], shape[3] } or shape
+end
+
+function banks.second_view(slot, entries) return entries:view(second_sizes(slot)) end
+
+--- What state parameter j has: name -> "f32 (2, 3)".
+function banks.describe_state(slot, j)
+  local like = slot.params[j]:describe()
+  if slot.kind == "adamw" then return { exp_avg = like, exp_avg_sq = like } end
+  return { momentum_buffer = like,
+    second_momentum_buffer = ("f32 (%s)"):format(table.concat(second_sizes(slot), ", ")) }
+end
+
+--- Second momenta, and what is given to the engine. Equal pieces of every matrix are the bank under another
+-- shape: one call. Unequal ones are calls of their own.
 local function muon_parts(slot, rows, cols)
-  local count, unequal = #slot.params, slices(slot, rows)
-  local function second_shape(n, r) return r >= cols and { n, r, 1 } or { n, 1, cols } end
-  if not unequal then
-    local n = slot.group.blocks
-    slot.second = tensor.zeros(second_shape(count * n, rows / n))
-    for j = 1, count do
-      local own = slot.second:narrow(1, (j - 1) * n + 1, n)
-      slot.state[j].second_momentum_buffer = n == 1 and own:select(1, 1) or own
-    end
+  local deal, pieces, entries = slot.deal, banks.piece_rows(slot, rows), 0
+  for _, r in ipairs(pieces) do entries = entries + math.max(r, cols) end
+  slot.second = tensor.zeros(deal.share, entries)
+  for k, j in ipairs(deal.own) do
+    slot.state[j].second_momentum_buffer = banks.second_view(slot, slot.second:select(1, k))
+  end
+  local count = #deal.own
+  if count == 0 then return {} end
+  if not slices(slot, rows) then
+    local n = #pieces
     local shape = { count * n, rows / n, cols }
-    return { { param = slot.bank:view(shape), grad = slot.grad_bank:view(shape), momentum = slot.momentum:view(shape),
-      second = slot.second } }
+    local function own(bank) return bank:narrow(1, deal.first, count):view(shape) end
+    return { { param = own(slot.bank), grad = own(slot.grad_bank),
+      momentum = slot.momentum:narrow(1, 1, count):view(shape),
+      second = slot.second:narrow(1, 1, count):view(second_shape(count * n, rows / n, cols)) } }
   end
   local parts = {}
-  for j = 1, count do
-    local row, entries = 1, 0
-    for _, n in ipairs(unequal) do entries = entries + (n >= cols and n or cols) end
-    local second, at = tensor.zeros(entries), 1
-    slot.state[j].second_momentum_buffer = second
-    for _, n in ipairs(unequal) do
-      local size = n >= cols and n or cols
-      local function piece(bank) return bank:narrow(1, j, 1):narrow(2, row, n) end
-      parts[#parts + 1] = { param = piece(slot.bank), grad = piece(slot.grad_bank), momentum = piece(slot.momentum),
-        second = second:narrow(1, at, size):view(second_shape(1, n)) }
+  for k = 1, count do
+    local row, at, place = 1, 1, deal.first + k - 1
+    for _, n in ipairs(pieces) do
+      local size = math.max(n, cols)
+      local function piece(bank, index) return bank:narrow(1, index, 1):narrow(2, row, n) end
+      local second = slot.second:select(1, k):narrow(1, at, size):view(second_shape(1, n, cols))
+      parts[#parts + 1] = { param = piece(slot.bank, place), grad = piece(slot.grad_bank, place),
+        momentum = piece(slot.momentum, k), second = second }
       row, at = row + n, at + size
     end
   end
   return parts
 end
 
---- Move a Muon group's parameters and gradients into banks and make their moments.
-function banks.muon(slot)
-  local rows, cols, count = slot.params[1]:size(1), slot.params[1]:size(2), #slot.params
-  slot.bank = tensor.empty(count, rows, cols)
-  slot.grad_bank = tensor.empty(count, rows, cols)
-  slot.momentum = tensor.zeros(count, rows, cols)
-  slot.state, slot.handles, slot.grads, slot.grad_handles = {}, {}, {}, {}
-  for j, p in ipairs(slot.params) do
-    slot.handles[j] = move(p, slot.bank:select(1, j))
-    slot.grads[j] = ensure_grad(p)
-    slot.grad_handles[j] = move(p.grad, slot.grad_bank:select(1, j))
-    slot.state[j] = { momentum_buffer = slot.momentum:select(1, j) }
-  end
+--- Move a Muon group's parameters and gradients into banks and make the moments. deal: see `whole`.
+function banks.muon(slot, deal)
+  local rows, cols = slot.params[1]:size(1), slot.params[1]:size(2)
+  deal = deal or whole(slot)
+  slot.deal = deal
+  slot.bank = tensor.zeros(deal.total, rows, cols)
+  slot.grad_bank = tensor.zeros(deal.total, rows, cols)
+  slot.momentum = tensor.zeros(deal.share, rows, cols)
+  slot.state = {}
+  banks.settle(slot, function(j)
+    return slot.bank:select(1, deal.places[j]), slot.grad_bank:select(1, deal.places[j])
+  end)
+  for j = 1, #slot.params do slot.state[j] = {} end
+  for k, j in ipairs(deal.own) do slot.state[j].momentum_buffer = slot.momentum:select(1, k) end
   slot.parts = muon_parts(slot, rows, cols)
   slot.args = ffi.new("lm_muon_args")
-  slot.scratch = 8 * count * rows * cols
+  slot.scratch = 8 * deal.share * rows * cols
+end
+
+--- Move every parameter and its gradient to the two views that place(j) returns, for good. A parameter whose
+-- first view is nil stays where it is.
+function banks.settle(slot, place)
+  slot.handles, slot.grads, slot.grad_handles = {}, {}, {}
+  for j, p in ipairs(slot.params) do
+    local param_view, grad_view = place(j)
+    slot.handles[j] = param_view and move(p, param_view) or p.h
+    slot.grads[j] = ensure_grad(p)
+    slot.grad_handles[j] = move(p.grad, grad_view)
+  end
 end
 
 --- Moments of an AdamW group, in the parameters' dtype.
@@ -157,7 +215,7 @@ function banks.refresh(slot)
       raise("%s: %s was freed", options.group_label(slot.index, slot.group), slot.keys[j])
     end
     local grad = check_grad(slot, j, p)
-    if slot.kind == "muon" then
+    if slot.handles then
       if p.h ~= slot.handles[j] or slot.grads[j].h ~= slot.grad_handles[j] then
         raise("%s: %s no longer lies in this optimizer's bank (another optimizer was made with it)",
           options.group_label(slot.index, slot.group), slot.keys[j])
@@ -200,10 +258,15 @@ local function muon_step(slot, write, progress)
   end
 end
 
-local function adamw_step(slot, step, write, progress)
-  local group, args = slot.group, slot.args
+--- Fill an lm_adamw_args from a group's options.
+function banks.adamw_args(args, group, step)
   args.lr, args.beta1, args.beta2 = group.lr, group.betas[1], group.betas[2]
   args.eps, args.weight_decay, args.step = group.eps, group.weight_decay, step
+  return args
+end
+
+local function adamw_step(slot, step, write, progress)
+  local args = banks.adamw_args(slot.args, slot.group, step)
   for j, p in ipairs(slot.params) do
     slot.param_array[j - 1] = p.h
     slot.grad_array[j - 1] = p.grad.h
