@@ -1,0 +1,238 @@
+-- Several processes on one machine: collectives, the sharded optimizer, and what happens when a rank fails.
+-- Workers are in spec/dist; each test launches them with mpirun.
+local lm = require "lumuon"
+local launch = require "lumuon.launch"
+local command = dofile("spec/command.lua")
+local mpi = dofile("spec/dist/mpi.lua")
+
+--- A test that needs several processes.
+local function with_ranks(name, f)
+  it(name, function()
+    if mpi.missing then pending(mpi.missing) end
+    f()
+  end)
+end
+
+local function ended_well(r)
+  assert.equal(0, r.code, r.err)
+  return r
+end
+
+local function line(r, name) return assert(r.out:match("\n?" .. name .. " ([^\n]*)"), r.out .. r.err) end
+
+describe("one process", function()
+  it("is a world of one in which collectives are done at once", function()
+    local t = lm.full({ 3 }, 2)
+    assert.equal(1, lm.dist.world_size())
+    assert.equal(0, lm.dist.rank())
+    for _, f in ipairs { "all_reduce", "reduce_scatter", "all_gather", "broadcast" } do
+      local h = lm.dist[f](t, { async = true })
+      assert.is_true(h:done())
+      assert.equal(t, h:wait())
+      assert.equal(t, h:wait())
+    end
+    assert.same({ 2, 2, 2 }, lm.dist.all_reduce(t, "mean"):tolist())
+    lm.dist.barrier()
+    assert.same({ "x" }, lm.dist.all_strings("x"))
+    assert.same({ 1, 7 }, { lm.dist.share(7) })
+  end)
+
+  it("refuses what no collective can take", function()
+    assert.error_matches(function() lm.dist.all_reduce(lm.zeros(2), "product") end, "none of sum, mean, max, min")
+    assert.error_matches(function() lm.dist.all_reduce(lm.zeros(2, 2):t()) end, "not contiguous")
+    assert.error_matches(function() lm.dist.all_reduce(3) end, "expected a tensor, got number")
+    assert.error_matches(function() lm.dist.init { timeout = -1 } end, "timeout = %-1 must be seconds")
+    assert.error_matches(function() lm.dist.init { time = 1 } end, "unknown option 'time'")
+  end)
+
+  it("can run the sharded optimizer's whole path by itself, with the same bits", function()
+    local function run(shard)
+      local g = lm.Generator(3)
+      local w = lm.parameter(lm.randn({ 8, 6 }, { generator = g }), "w")
+      local e = lm.parameter(lm.randn({ 70, 20 }, { generator = g }), "e")
+      local b = lm.parameter(lm.randn({ 5 }, { generator = g }), "b")
+      local opt = lm.optim.MuonAdamW { { kind = "muon", params = { w }, lr = 0.1 },
+        { kind = "adamw", params = { e, b }, lr = 0.1 }, shard = shard }
+      for _ = 1, 3 do
+        opt:zero_grad()
+        for _, p in ipairs { w, e, b } do p.grad:normal_(0, 1, g) end
+        opt:step()
+      end
+      local dict = opt:state_dict()
+      return { w:tolist(), e:tolist(), b:tolist(), dict.state.e.exp_avg:tolist(),
+        dict.state.w.second_momentum_buffer:tolist() }
+    end
+    assert.same(run(false), run(true))
+  end)
+end)
+
+describe("the launcher", function()
+  local function detect(env) return launch.detect(function(name) return env[name] end) end
+  it("is recognised by its variables", function()
+    assert.is_nil(detect {})
+    assert.same({ launcher = "mpirun", rank = 2, world_size = 4, local_rank = 0 },
+      detect { OMPI_COMM_WORLD_RANK = "2", OMPI_COMM_WORLD_SIZE = "4", OMPI_COMM_WORLD_LOCAL_RANK = "0",
+        RANK = "0", WORLD_SIZE = "9" })
+    assert.same({ launcher = "srun", rank = 1, world_size = 2, local_rank = 1 },
+      detect { SLURM_PROCID = "1", SLURM_STEP_NUM_TASKS = "2", SLURM_LOCALID = "1", SLURM_NTASKS = "8" })
+    assert.same({ launcher = "RANK and WORLD_SIZE", rank = 0, world_size = 2 },
+      detect { RANK = "0", WORLD_SIZE = "2" })
+  end)
+  it("is not believed in an allocation's own shell, nor when it says nonsense", function()
+    assert.is_nil(detect { SLURM_PROCID = "0", SLURM_NTASKS = "8" })
+    assert.is_nil(detect { RANK = "4", WORLD_SIZE = "4" })
+    assert.is_nil(detect { RANK = "x", WORLD_SIZE = "4" })
+  end)
+  it("of torchrun's kind is refused for tensors in memory, and told what to do", function()
+    local r = command.shell(("RANK=0 WORLD_SIZE=2 %s run spec/dist/steps.lua"):format(command.quote(command.lumuon)))
+    assert.equal(1, r.code)
+    assert.matches("start with mpirun %-n 2", r.err)
+  end)
+end)
+
+describe("collectives", function()
+  for ranks = 1, 4 do
+    with_ranks(("on %d ranks move and add what they should"):format(ranks), function()
+      local r = ended_well(mpi.script(ranks, "collectives"))
+      for rank = 0, ranks - 1 do assert.matches("ok " .. rank .. "\n", r.err) end
+    end)
+  end
+
+  with_ranks("that differ between ranks are refused with both sides' calls", function()
+    local r = mpi.script(2, "mismatch", { "--what=kind" })
+    assert.not_equal(0, r.code)
+    assert.matches("rank 0 in all_reduce sum 'eight' of 8 f32, rank 1 in all_gather 'eight' of 8 f32", r.err
+      .. r.err:gsub("rank 1 in (.-), rank 0 in (.-);", "rank 0 in %2, rank 1 in %1;"))
+    r = mpi.script(3, "mismatch", { "--what=count" })
+    assert.not_equal(0, r.code)
+    assert.matches("of 9 f32", r.err)
+    r = mpi.script(2, "mismatch", { "--what=end" })
+    assert.not_equal(0, r.code)
+    assert.matches("barrier 'the end of the program'", r.err)
+  end)
+
+  with_ranks("end with a rank's error or exit", function()
+    local r = mpi.script(2, "mismatch", { "--what=error" })
+    assert.equal(1, r.code)
+    assert.matches("lumuon: rank 1: spec/dist/mismatch.lua:%d+: a recipe's own mistake", r.err)
+    assert.is_true(r.seconds < 5, r.seconds)
+    assert.equal(7, mpi.script(2, "mismatch", { "--what=exit" }).code)
+  end)
+end)
+
+describe("the sharded optimizer", function()
+  local folder
+  setup(function() folder = command.folder() end)
+  teardown(function() command.remove(folder) end)
+
+  local function same_on(options, counts)
+    local expected = line(ended_well(mpi.script(1, "steps", options)), "hash")
+    for _, ranks in ipairs(counts) do
+      local r = ended_well(mpi.script(ranks, "steps", options))
+      assert.equal(expected, line(r, "hash"), ranks .. " ranks")
+      assert.equal("same", line(r, "audit"))
+    end
+  end
+
+  with_ranks("gives the same bits on 1, 2, 3 and 4 ranks with whole-number gradients", function()
+    same_on({}, { 2, 3, 4 })
+  end)
+  with_ranks("does so with matrices taken apart, in equal and unequal blocks, and in bf16", function()
+    same_on({ "--blocks=equal", "--steps=5" }, { 3 })
+    same_on({ "--blocks=unequal", "--steps=5" }, { 4 })
+    same_on({ "--precision=bf16", "--steps=5" }, { 2 })
+  end)
+
+  with_ranks("starts every rank from rank 0's values", function()
+    assert.equal("same", line(ended_well(mpi.script(2, "steps", { "--steps=2", "--shift=1" })), "audit"))
+  end)
+
+  --- norm of a - b over all values, of two files.
+  local function distance(a, b)
+    local sum = 0
+    for name, t in pairs(a) do
+      if name:match("|value$") then sum = sum + (t:to("f32") - b[name]:to("f32")):square():sum():item() end
+    end
+    return math.sqrt(sum)
+  end
+
+  with_ranks("moves as one process does with real gradients, alike on all ranks and in every run", function()
+    local function run(ranks, steps)
+      local path = ("%s/real%d-%d.safetensors"):format(folder, ranks, steps)
+      local r = ended_well(mpi.script(ranks, "steps", { "--integer=false", "--steps=" .. steps, "--out=" .. path }))
+      assert.equal("same", line(r, "audit"))
+      return lm.safetensors.load(path), line(r, "hash")
+    end
+    local start, one = run(1, 0), run(1, 20)
+    local moved = distance(start, one)
+    assert.is_true(moved > 1, moved)
+    for ranks = 2, 4 do
+      local many, hash = run(ranks, 20)
+      local off = distance(many, one) / moved
+      assert.is_true(off <= 1e-5, ("%d ranks: %.2e of the way off"):format(ranks, off))
+      if ranks == 3 then assert.equal(hash, select(2, run(ranks, 20))) end
+    end
+  end)
+
+  with_ranks("goes on with 1, 3 and 4 ranks from what 2 saved, with the same bits", function()
+    local whole = line(ended_well(mpi.script(2, "steps", { "--steps=8" })), "hash")
+    local path = folder .. "/saved.safetensors"
+    ended_well(mpi.script(2, "steps", { "--steps=4", "--out=" .. path }))
+    for _, ranks in ipairs { 1, 3, 4 } do
+      local r = ended_well(mpi.script(ranks, "steps", { "--first=4", "--steps=4", "--load=" .. path }))
+      assert.equal(whole, line(r, "hash"), ranks .. " ranks")
+      assert.equal("8", line(r, "steps"))
+    end
+  end)
+
+  with_ranks("skips a step on all ranks when one has a NaN, and names it", function()
+    local r = ended_well(mpi.script(3, "steps", { "--steps=3", "--poison=1" }))
+    assert.matches("skipped rank 1: the gradient of a3 f32 %(24, 16%) in group 1 %(a, muon%) has 1 NaN or Inf", r.out)
+    assert.equal("2", line(r, "steps"))
+    assert.equal("same", line(r, "audit"))
+  end)
+
+  with_ranks("names the parameter in which ranks differ", function()
+    local r = ended_well(mpi.script(3, "steps", { "--steps=1", "--audit=2" }))
+    assert.matches("the ranks' parameters differ, first in one1: rank 0 has hash %x+, rank 2 ", line(r, "audit"))
+  end)
+
+  with_ranks("refuses ranks with other settings, shapes or orders of groups, with both sides' values", function()
+    local r = mpi.script(2, "steps", { "--odd_lr=1" })
+    assert.not_equal(0, r.code)
+    assert.matches("rank 0 has 'group 1 %(a, muon%): initial_lr = 0.02', rank 1 has 'group 1 %(a, muon%): "
+      .. "initial_lr = 0.03'", r.err)
+    r = mpi.script(2, "steps", { "--odd_shape=1" })
+    assert.not_equal(0, r.code)
+    assert.matches("rank 0 has '.-a1 f32 %(24, 16%)', rank 1 has '.-a1 f32 %(24, 18%)'", r.err)
+    r = mpi.script(2, "steps", { "--odd_order=1" })
+    assert.not_equal(0, r.code)
+    assert.matches("rank 0 has 'group 4 %(large, adamw%).-', rank 1 has 'group 4 %(small, adamw%)", r.err)
+  end)
+
+  with_ranks("refuses ranks that run another recipe", function()
+    local r = command.shell(("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout -s KILL 60 "
+      .. "mpirun --oversubscribe -n 1 %s run spec/dist/steps.lua : -n 1 %s run spec/dist/steps.lua --steps=3"):format(
+      command.quote(command.lumuon), command.quote(command.lumuon)))
+    assert.not_equal(0, r.code)
+    assert.matches("the ranks differ in what they run: rank 0 has 'arguments: ', rank 1 has 'arguments: %-%-steps=3'",
+      r.err)
+  end)
+
+  for phase, victim in pairs { before = 1, reduce = 2, update = 1, gather = 0 } do
+    with_ranks(("ends within 5 s when rank %d is killed, phase: %s"):format(victim, phase), function()
+      local r = mpi.script(3, "steps", { "--die=" .. victim, "--at=kill-" .. phase })
+      assert.not_equal(0, r.code)
+      assert.is_true(r.seconds < 5, ("%.1f s"):format(r.seconds))
+    end)
+  end
+
+  for phase, label in pairs { before = "'whether gradients are finite'", gather = "'[^\n]*%(.-%)'" } do
+    with_ranks("ends with a rank's name when it stands still, phase: " .. phase, function()
+      local r = mpi.script(3, "steps", { "--die=2", "--at=stop-" .. phase, "--timeout=1" })
+      assert.not_equal(0, r.code)
+      assert.matches(label .. " has not finished within 1 s. Ranks that arrived: [01, ]+; missing: [0, ]*2%.", r.err)
+      assert.is_true(r.seconds < 8, ("%.1f s"):format(r.seconds))
+    end)
+  end
+end)
