@@ -8,7 +8,7 @@ local lm = require "lumuon"
 local nanochat = require "parts.nanochat"
 
 local o = lm.options {
-  steps = { default = 800, min = 1, help = "training steps" },
+  steps = { default = 600, min = 1, help = "training steps" },
   seed = { default = 1, min = 0, help = "of the weights, the batches and the samples" },
   device = { default = "cpu", choices = { "cpu", "cuda" } },
   dtype = { default = "f32", choices = { "f32", "bf16" }, help = "of the activations" },
@@ -21,10 +21,10 @@ local o = lm.options {
   n_embd = { default = 192, min = 32, help = "width" },
   n_head = { default = 4, min = 1, help = "attention heads" },
   sequence_len = { default = 128, min = 2, help = "bytes a row" },
-  batch_size = { default = 16, min = 1, help = "rows a step" },
+  batch_size = { default = 24, min = 1, help = "rows a step" },
 
   optimizer = { default = "muon", choices = { "muon", "adamw" }, help = "muon: nanochat's Muon and AdamW" },
-  matrix_lr = { default = 0.02, min = 0, help = "Muon's" },
+  matrix_lr = { default = 0.03, min = 0, help = "Muon's" },
   embedding_lr = { default = 0.2, min = 0, help = "at a width of 768; AdamW's beside Muon" },
   adamw_lr = { default = 0.003, min = 0, help = "of --optimizer=adamw, every parameter" },
   weight_decay = { default = 0, type = "number", min = 0, help = "at the start; falls to 0" },
