@@ -282,9 +282,12 @@ static int exchange_all(const lm__collective *c, double deadline) {
 
 /* ---- the table ---- */
 
-static int barrier(const lm__collective *c, double deadline) { return meet(c, deadline); }
+static int barrier(const lm__collective *c, double deadline) {
+  return size > 1 ? meet(c, deadline) : LM_OK;
+}
 
 static int all_reduce(const lm__collective *c, double deadline) {
+  if (size == 1) return LM_OK;
   LM__TRY(meet(c, deadline));
   if (c->count <= SMALL) return exchange_all(c, deadline);
   LM__TRY(reduce_slices(c, deadline));
@@ -292,11 +295,13 @@ static int all_reduce(const lm__collective *c, double deadline) {
 }
 
 static int reduce_scatter(const lm__collective *c, double deadline) {
+  if (size == 1) return LM_OK;
   LM__TRY(meet(c, deadline));
   return reduce_slices(c, deadline);
 }
 
 static int all_gather(const lm__collective *c, double deadline) {
+  if (size == 1) return LM_OK;
   LM__TRY(meet(c, deadline));
   return gather_slices(c, deadline);
 }

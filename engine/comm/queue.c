@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -124,9 +126,24 @@ static void complete(struct lm_work *w) { /* lock held */
   drop(w);
 }
 
+/* This thread wakes often and works little, the arithmetic's threads never sleep: a short slice
+ * tells Linux to let it in at once (from 6.12 on; elsewhere it changes nothing). */
+static void ask_for_short_slices(void) {
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period; /* ns; runtime is the slice */
+  } attributes = {.size = 48, .runtime = 100000};
+  (void)syscall(SYS_sched_setattr, 0, &attributes, 0);
+  (void)prctl(PR_SET_TIMERSLACK, 1000UL); /* ns: naps are as long as was asked */
+}
+
 static void *main_loop(void *unused) {
   (void)unused;
   int rank = 0, size = 1;
+  ask_for_short_slices();
   current_limit = start_timeout;
   const int status = table->start(&rank, &size, lm__clock() + start_timeout);
   (void)pthread_mutex_lock(&lock);
