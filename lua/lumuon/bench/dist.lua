@@ -1,0 +1,180 @@
+--- `mpirun -n N lumuon bench dist`: the sharded optimizer's bytes on the wire, bytes of state and times.
+--
+-- Times are of the three phases alone: what a step adds to forward and backward. `arithmetic` is the updates
+-- without communication, `communication` the collectives without updates, `one by one` a step that waits for
+-- each collective where it is launched, `overlapped` the step as it is. The slowest rank counts.
+local lib = require "lumuon.lib"
+local tensor = require "lumuon.tensor"
+local autograd = require "lumuon.autograd"
+local optim = require "lumuon.optim"
+local sharded = require "lumuon.optim.sharded"
+local dist = require "lumuon.dist"
+local options = require "lumuon.options"
+local report = require "lumuon.bench.report"
+local clock = require "lumuon.clock"
+local C, call = lib.C, lib.call
+
+local M = { help = "several processes: bytes on the wire, state a rank, overlap (under mpirun)" }
+
+--- nanochat's groups at a depth, widths and vocabulary divided by `scale`.
+local function group_table(depth, scale)
+  local head_dim = 128
+  local heads = math.ceil(depth * 64 / head_dim)
+  local width, vocab, gated = heads * head_dim / scale, 32768 / scale, math.ceil(depth / 2)
+  if width % 1 ~= 0 or vocab % 1 ~= 0 then
+    options.fail(("--scale=%d does not divide the width %d and the vocabulary 32768"):format(scale, heads * head_dim))
+  end
+  local muon = { { 4 * depth, width, width }, { depth, 4 * width, width }, { depth, width, 4 * width },
+    { gated, heads, 32 } }
+  local adamw = { { { vocab, width } }, { { vocab, width } }, {}, { { depth } }, { { depth } } }
+  for i = 1, gated do adamw[3][i] = { vocab, width } end
+  return muon, adamw
+end
+
+local function make_groups(depth, scale, precision)
+  local generator, groups, count = tensor.Generator(1), {}, 0
+  local function parameter(sizes)
+    count = count + 1
+    local p = autograd.parameter(tensor.randn(sizes, { generator = generator, std = 0.02 }), "p" .. count)
+    p.grad:normal_(0, 1, tensor.Generator(2 + dist.rank(), count))
+    return p
+  end
+  local muon, adamw = group_table(depth, scale)
+  for _, sizes in ipairs(adamw) do
+    local params = {}
+    for i, s in ipairs(sizes) do params[i] = parameter(s) end
+    groups[#groups + 1] = { kind = "adamw", lr = 1e-3, params = params }
+  end
+  for _, s in ipairs(muon) do
+    local params = {}
+    for i = 1, s[1] do params[i] = parameter { s[2], s[3] } end
+    groups[#groups + 1] = { kind = "muon", lr = 1e-3, params = params, precision = precision }
+  end
+  groups.shard = true
+  return groups, muon, adamw
+end
+
+--- Bytes one process alone would hold, and the least a rank must send in a step: of each gradient and each
+-- parameter (N-1)/N, of what is all-reduced twice that.
+local function ideal(muon, adamw, size)
+  local state, elements = 0, 0
+  for _, s in ipairs(muon) do
+    state = state + 4 * s[1] * (s[2] * s[3] + math.max(s[2], s[3]))
+    elements = elements + s[1] * s[2] * s[3]
+  end
+  for _, list in ipairs(adamw) do
+    for _, s in ipairs(list) do
+      local n = s[1] * (s[2] or 1)
+      state, elements = state + 8 * n, elements + n
+    end
+  end
+  return state, 2 * 4 * elements * (size - 1) / size
+end
+
+local box
+
+--- The slowest rank's seconds of f(), the median of `runs`.
+local function timed(runs, f)
+  local list = {}
+  for i = 1, runs do
+    dist.barrier()
+    local begun = clock()
+    f()
+    box:fill(clock() - begun)
+    list[i] = dist.all_reduce(box, "max"):item()
+  end
+  return report.median(list)
+end
+
+local function write(_, f, ...) call(f, ...) end
+
+local function phases(opt)
+  local step, progress = 0, {}
+  local function launch(unit) return unit.everywhere and dist.all_reduce or dist.reduce_scatter end
+  local function update(unit) unit.update(step, write, progress) end
+  local function gather(unit, how) return not unit.everywhere and dist.all_gather(unit.param, how) or nil end
+  local function next_step() step = step + 1 end
+  local p = {}
+  function p.arithmetic()
+    next_step()
+    for _, unit in ipairs(opt.units) do update(unit) end
+  end
+  function p.communication()
+    for _, unit in ipairs(opt.units) do launch(unit)(unit.grad, { op = "mean" }) end
+    for _, unit in ipairs(opt.units) do gather(unit) end
+  end
+  function p.one_by_one()
+    next_step()
+    for _, unit in ipairs(opt.units) do
+      launch(unit)(unit.grad, { op = "mean" })
+      update(unit)
+      gather(unit)
+    end
+  end
+  function p.overlapped()
+    next_step()
+    sharded.step(opt, step, write, progress)
+  end
+  return p
+end
+
+--- @param args of the command line; returns the exit code
+function M.run(args)
+  local o = options.parse({
+    model = { default = "d12", help = "groups of nanochat's GPT of this depth: d4, d12, ..." },
+    scale = { default = 8, min = 1, help = "divide widths and vocabulary by this" },
+    runs = { default = 5, min = 3, max = 1000, help = "timed runs of each" },
+    precision = { default = "f32", choices = { "f32", "bf16" }, help = "of Muon's products" },
+    delay = { default = 0.0, min = 0, type = "number",
+      help = "slow communication down by this many times the time of the arithmetic" },
+    threads = { default = 0, min = 0, max = 1024, help = "of each rank; 0: its share of the cores" },
+    json = { default = "", help = "write the figures to this file" },
+  }, args)
+  local depth = tonumber(o.model:match("^d(%d+)$"))
+  if not depth or depth < 1 then options.fail(("--model=%s: expected d and a depth, such as d12"):format(o.model)) end
+  local rank, size = dist.init()
+  if o.threads > 0 then call(C.lm_set_threads, o.threads) end
+  box = tensor.zeros(1)
+  local groups, muon, adamw = make_groups(depth, o.scale, o.precision)
+  local opt = optim.MuonAdamW(groups)
+  local single, least = ideal(muon, adamw, size)
+  local p = phases(opt)
+  p.arithmetic() -- scratch memory, caches
+  local before = dist.wire_bytes()
+  p.overlapped()
+  local wire = dist.wire_bytes() - before
+  local arithmetic = timed(o.runs, p.arithmetic)
+  local undelayed = timed(o.runs, p.communication)
+  local shares, sent = {}, {}
+  for i, text in ipairs(dist.all_strings(("%d %.0f"):format(opt:state_bytes(), wire))) do
+    local bytes, out = text:match("(%d+) (%d+)")
+    shares[i], sent[i] = tonumber(bytes) / single, tonumber(out)
+  end
+  if o.delay > 0 and least > 0 then call(C.lm_dist_set_delay, o.delay * arithmetic / wire) end
+  local communication = timed(o.runs, p.communication)
+  local one_by_one = timed(o.runs, p.one_by_one)
+  local overlapped = timed(o.runs, p.overlapped)
+  call(C.lm_dist_set_delay, 0)
+  local result = { bench = "dist", machine = report.machine(), model = o.model, scale = o.scale, ranks = size,
+    precision = o.precision, transport = dist.transport(), state_bytes_alone = single, state_share = shares,
+    wire_bytes = sent, wire_least = least, arithmetic_ms = arithmetic * 1e3, communication_ms = communication * 1e3,
+    communication_without_delay_ms = undelayed * 1e3, delay = o.delay, one_by_one_ms = one_by_one * 1e3,
+    overlapped_ms = overlapped * 1e3, of_the_longer = overlapped / math.max(arithmetic, communication) }
+  print(("%s, widths / %d, %d ranks over %s, %d threads each, products in %s"):format(o.model, o.scale, size,
+    result.transport, C.lm_threads(), o.precision))
+  print(opt:assignment())
+  local worst, most = 0, 0
+  for i = 1, size do worst, most = math.max(worst, shares[i]), math.max(most, sent[i]) end
+  print(("state a rank       %.1f MB alone; at most %.2f %% of it (1/%d is %.2f %%)"):format(single / 1e6, 100 * worst,
+    size, 100 / size))
+  print(("bytes on the wire  %.3f MB a rank and step; the least is %.3f MB%s"):format(most / 1e6, least / 1e6,
+    least > 0 and (" (%.2f %% more)"):format(100 * (most / least - 1)) or ""))
+  print(("step               arithmetic %.1f ms, communication %.1f ms%s"):format(arithmetic * 1e3, communication * 1e3,
+    o.delay > 0 and (" (%.1f ms without the delay)"):format(undelayed * 1e3) or ""))
+  print(("                   one by one %.1f ms, overlapped %.1f ms: %.2f times the longer of the two"):format(
+    one_by_one * 1e3, overlapped * 1e3, result.of_the_longer))
+  if rank == 0 then report.save(o.json, result) end
+  return 0
+end
+
+return M
