@@ -220,20 +220,33 @@ local function fingerprint(opt)
   return table.concat(lines, "\n")
 end
 
---- Muon first, for there is most to compute a byte; the last gathering, which nothing hides, is a short one.
+--- Muon's units have much arithmetic a byte, AdamW's little: side by side, in proportion to their sizes, there is
+-- always something to compute while the others' data travels, and always something to send. Small ones come
+-- first and last, for nothing hides the first reduction and the last gathering. The order is every rank's.
 local function in_order(units)
-  local kinds = { small = 1, muon = 2, adamw = 3 }
-  for i, unit in ipairs(units) do unit.index = i end
-  table.sort(units, function(a, b)
-    if a.kind ~= b.kind then return kinds[a.kind] < kinds[b.kind] end
-    local x, y = a.grad:numel(), b.grad:numel()
-    if x ~= y then
-      if a.kind == "muon" then return x < y end
-      return x > y
+  local lists, total = { small = {}, muon = {}, adamw = {} }, { muon = 0, adamw = 0 }
+  for i, unit in ipairs(units) do
+    unit.index = i
+    table.insert(lists[unit.kind], unit)
+    if total[unit.kind] then total[unit.kind] = total[unit.kind] + unit.grad:numel() end
+  end
+  local function by_size(rising)
+    return function(a, b)
+      local x, y = a.grad:numel(), b.grad:numel()
+      if x ~= y then return (x < y) == rising end
+      return a.index < b.index
     end
-    return a.index < b.index
-  end)
-  return units
+  end
+  table.sort(lists.muon, by_size(true))
+  table.sort(lists.adamw, by_size(false))
+  local order, done, at = lists.small, { muon = 0, adamw = 0 }, { muon = 1, adamw = 1 }
+  while lists.muon[at.muon] or lists.adamw[at.adamw] do
+    local behind = done.muon * total.adamw <= done.adamw * total.muon and "muon" or "adamw"
+    if not lists[behind][at[behind]] then behind = behind == "muon" and "adamw" or "muon" end
+    local unit = lists[behind][at[behind]]
+    order[#order + 1], at[behind], done[behind] = unit, at[behind] + 1, done[behind] + unit.grad:numel()
+  end
+  return order
 end
 
 --- Deal the groups of opt to the ranks and move everything to its place. Rank 0's values of the parameters
