@@ -3,6 +3,7 @@
 --   ./lumuon run recipes/fortune.lua                        as it stands
 --   ./lumuon run recipes/fortune.lua --data=my.txt          on a text of your own
 --   ./lumuon run recipes/fortune.lua --optimizer=adamw      AdamW alone, to compare
+--   mpirun -n 2 ./lumuon run recipes/fortune.lua            two processes, the same losses
 --   ./lumuon repl recipes/fortune.lua                       the same pieces at a prompt; step(10) trains
 local lm = require "lumuon"
 local nanochat = require "parts.nanochat"
@@ -16,6 +17,9 @@ local o = lm.options {
   data = { default = "", help = "a text file or a folder of them; empty: Debian's fortunes" },
   eval_every = { default = 200, min = 0, help = "steps between evaluations; 0: only at the end" },
   out = { default = "", help = "a folder for log.jsonl" },
+  audit_every = { default = 0, min = 0, help = "steps between comparisons of the ranks' parameters; 0: never" },
+  timeout = { default = 600, min = 1, help = "seconds a rank waits for another" },
+  verbose = { default = false, help = "print which rank updates what" },
 
   n_layer = { default = 4, min = 1, help = "layers" },
   n_embd = { default = 192, min = 32, help = "width" },
@@ -25,12 +29,16 @@ local o = lm.options {
 
   optimizer = { default = "muon", choices = { "muon", "adamw" }, help = "muon: nanochat's Muon and AdamW" },
   matrix_lr = { default = 0.03, min = 0, help = "Muon's" },
+  precision = { default = "auto", choices = { "auto", "f32", "bf16" }, help = "of Muon's products; auto: the faster" },
   embedding_lr = { default = 0.2, min = 0, help = "at a width of 768; AdamW's beside Muon" },
   adamw_lr = { default = 0.003, min = 0, help = "of --optimizer=adamw, every parameter" },
   weight_decay = { default = 0, type = "number", min = 0, help = "at the start; falls to 0" },
   warmdown_ratio = { default = 0.65, min = 0, max = 1, help = "share of the steps in which lr falls" },
 }
+local rank, ranks = lm.dist.init { timeout = o.timeout } -- 0 and 1, unless started as one of several
 if o.threads > 0 then lm.set_threads(o.threads) end
+local first_row, rows = lm.dist.share(o.batch_size) -- of each batch: all of it in a process of its own
+if rows == 0 then error(("batch_size %d is less than one row for each of %d ranks"):format(o.batch_size, ranks)) end
 
 -- Data: bytes are tokens; every entry ends with a zero byte.
 local data = lm.data.text { path = o.data, seed = o.seed }
@@ -45,7 +53,8 @@ local model = lm.models.gpt.GPT {
 local groups
 if o.optimizer == "muon" then
   groups = nanochat.param_groups(model, {
-    matrices = { lr = o.matrix_lr, weight_decay = o.weight_decay },
+    matrices = { lr = o.matrix_lr, weight_decay = o.weight_decay,
+      precision = o.precision ~= "auto" and o.precision or nil },
     embedding = { lr = o.embedding_lr },
     value_embeds = { lr = o.embedding_lr / 2 },
   })
@@ -76,10 +85,11 @@ local function train_step(step)
     local multiplier = set_hyperparameters(step)
     local idx, targets = data:batch("train", o.batch_size, o.sequence_len, step)
     opt:zero_grad()
-    local loss = model:forward(idx, targets)
+    local loss = model:forward(idx:narrow(1, first_row, rows), targets:narrow(1, first_row, rows))
+    loss = loss * (rows * ranks / o.batch_size) -- so that the mean over the ranks is the batch's loss
     loss:backward()
     opt:step()
-    return loss:item(), multiplier
+    return lm.dist.mean(loss:item()), multiplier
   end)
 end
 
@@ -124,16 +134,21 @@ lm.train.print_table("fortune", {
   { "batch", ("%d rows of %d bytes"):format(o.batch_size, o.sequence_len) },
   { "steps", o.steps },
   { "activations", o.dtype .. " on " .. o.device },
-  { "threads", lm.threads() },
+  { "threads", lm.threads() .. (ranks > 1 and (" in each of %d processes"):format(ranks) or "") },
 })
+if o.verbose then print(opt:assignment()) end
 
 local log = lm.train.log { steps = o.steps, tokens_per_step = session.tokens_per_step, every = 20,
-  out = o.out }
+  out = rank == 0 and o.out or "" }
 for i = 1, o.steps do
   log:start()
   local loss, multiplier = train_step(i - 1)
   log:lap()
   local last = i == o.steps or lm.train.interrupted()
+  if o.audit_every > 0 and i % o.audit_every == 0 then
+    local same, problem = opt:audit()
+    if not same then error(problem) end
+  end
   local val = (last or (o.eval_every > 0 and i % o.eval_every == 0)) and not lm.train.interrupted() and evaluate()
   log:finish { step = i, loss = loss, lr = multiplier, val_loss = val or nil }
   if last then break end
