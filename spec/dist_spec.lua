@@ -236,3 +236,44 @@ describe("the sharded optimizer", function()
     end)
   end
 end)
+
+describe("recipes/fortune.lua", function()
+  with_ranks("has the same losses within 1e-4 at each of 50 steps on 1, 2 and 4 ranks", function()
+    local folder = command.folder()
+    local function losses(ranks)
+      local out = ("%s/%d"):format(folder, ranks)
+      ended_well(mpi.run(ranks, { "run", "recipes/fortune.lua", "--steps=50", "--n_layer=2", "--n_embd=64",
+        "--n_head=2", "--sequence_len=32", "--batch_size=8", "--eval_every=0", "--precision=f32", "--data=README.md",
+        "--audit_every=25", "--out=" .. out }))
+      local list = {}
+      for loss in command.read(out .. "/log.jsonl"):gmatch('"loss": ([%d.e+-]+)') do
+        list[#list + 1] = tonumber(loss)
+      end
+      assert.equal(50, #list)
+      return list
+    end
+    local one = losses(1)
+    for _, ranks in ipairs { 2, 4 } do
+      local most = 0
+      for i, loss in ipairs(losses(ranks)) do most = math.max(most, math.abs(loss - one[i])) end
+      assert.is_true(most <= 1e-4, ("%d ranks: %.1e off"):format(ranks, most))
+    end
+    command.remove(folder)
+  end)
+end)
+
+describe("bench dist", function()
+  for ranks = 2, 4 do
+    with_ranks(("shows 1/%d of the state and the least bytes on the wire for the d12 groups"):format(ranks), function()
+      local folder = command.folder()
+      local r = ended_well(mpi.run(ranks, { "bench", "dist", "--scale=32", "--runs=3", "--json=" .. folder .. "/x" }))
+      local json = require("dkjson").decode(command.read(folder .. "/x"))
+      assert.equal(ranks, json.ranks, r.out)
+      for i = 1, ranks do
+        assert.is_true(json.state_share[i] <= 1 / ranks + 0.05, json.state_share[i])
+        assert.is_true(json.wire_bytes[i] <= 1.02 * json.wire_least, json.wire_bytes[i] / json.wire_least)
+      end
+      command.remove(folder)
+    end)
+  end
+end)

@@ -79,4 +79,4 @@ refused("was freed", function()
 end)
 refused("is not in 0%.%.", dist.broadcast, filled(2, 0), { root = size })
 if size > 1 then refused("cannot be divided among", dist.all_gather, filled(size + 1, 0)) end
-io.stderr:write("ok ", rank, "\n")
+io.stderr:write(("ok %d\n"):format(rank)) -- in one piece: other ranks write too
