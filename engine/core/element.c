@@ -1,4 +1,6 @@
 /* One element of a tensor, by index: bounds-checked, for looking and for small literals. */
+#include <math.h>
+
 #include "core/error.h"
 #include "core/tensor.h"
 #include "math/float.h"
@@ -43,6 +45,8 @@ int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index) {
       *out = *(const uint8_t *)p;
       break;
   }
+  /* LuaJIT keeps other types of value in NaNs: one with bits of a file's choosing is not for it. */
+  if (*out != *out) *out = (double)NAN;
   return LM_OK;
 }
 

@@ -22,11 +22,17 @@ local function restore(before, ok, ...)
   return ...
 end
 
---- Run f(...) without recording for gradients.
-function autograd.no_grad(f, ...)
+local function without_grad(f, ...)
   local before = enabled
   enabled = false
   return restore(before, pcall(f, ...))
+end
+
+--- Run f(...) without recording for gradients.
+function autograd.no_grad(f, ...)
+  if type(f) ~= "function" then raise("no_grad: expected a function, got %s", type(f)) end
+  if coroutine.running() then return lib.unyielding("no_grad", without_grad, f, ...) end
+  return without_grad(f, ...)
 end
 
 --- Whether ops are being recorded.
@@ -218,6 +224,7 @@ local function walk(t, grad)
   for i = 1, #nodes do
     local node = nodes[i]
     local g = node.grad
+    node.done = true -- also if its backward fails: what it has added must not be added again
     if g then distribute(node, g, node.def.backward(node, g)) end
     table_clear(node)
     node.done = true

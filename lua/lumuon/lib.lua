@@ -158,6 +158,31 @@ Tensor.__index = function(t, key)
   return nil
 end
 
+--- x[i] = 7 fills slice i along the first dim, x[i] = y copies y there; other keys are fields.
+Tensor.__newindex = function(t, key, value)
+  if type(key) ~= "number" then return rawset(t, key, value) end
+  if t.node then raise("x[%s] = ...: x is a recorded result that its gradient needs", tostring(key)) end
+  local slice = methods.detach(methods.select(t, 1, key))
+  if type(value) == "number" then return methods.fill(slice, value) end
+  return methods.copy(slice, value)
+end
+
+--- The number x, or default where x is nil; what and name say whose it is where it is something else.
+function lib.number(what, name, x, default)
+  if x == nil then return default end
+  if type(x) ~= "number" then raise("%s: %s must be a number, got %s", what, name, type(x)) end
+  return x
+end
+
+--- The same for whole numbers that fit the engine's int.
+function lib.whole(what, name, x, default)
+  if x == nil then return default end
+  if not is_whole(x) or x < -2 ^ 31 or x >= 2 ^ 31 then
+    raise("%s: %s must be a whole number below 2^31, got %s", what, name, tostring(x))
+  end
+  return x
+end
+
 function lib.is_tensor(x) return getmetatable(x) == Tensor end
 
 local scope, scope_size = nil, 0 -- tensors made inside the current lm.scope
@@ -169,11 +194,13 @@ local free = C.lm_tensor_free
 function lib.wrap(handle)
   local t
   if scope then
-    t = setmetatable({ h = handle, requires_grad = false, node = false, collected = false }, Tensor)
+    t = setmetatable({ h = handle, requires_grad = false, node = false, collected = false, holders = false,
+      escapes = false }, Tensor)
     scope_size = scope_size + 1
     scope[scope_size] = t
   else
-    t = setmetatable({ h = ffi.gc(handle, free), requires_grad = false, node = false, collected = true }, Tensor)
+    t = setmetatable({ h = ffi.gc(handle, free), requires_grad = false, node = false, collected = true,
+      holders = false, escapes = false }, Tensor)
   end
   if C.lm_memory_live() > soft_limit then collect() end
   return t
@@ -215,14 +242,16 @@ function methods.keep(t)
   return t
 end
 
-local function keep_results(n, results)
+--- Mark the tensors among a scope's results; the mark is the scope's list, so that it means nothing to
+-- a scope around it.
+local function keep_results(made, n, results)
   for i = 1, n do
     local r = results[i]
     if lib.is_tensor(r) then
-      r.escapes = true
+      r.escapes = made
     elseif type(r) == "table" then
       for _, v in pairs(r) do
-        if lib.is_tensor(v) then v.escapes = true end
+        if lib.is_tensor(v) then v.escapes = made end
       end
     end
   end
@@ -231,11 +260,11 @@ end
 local function end_scope(outer, outer_size, ok, ...)
   local made, size = scope, scope_size
   scope, scope_size = outer, outer_size
-  if ok then keep_results(select("#", ...), { ... }) end
+  if ok then keep_results(made, select("#", ...), { ... }) end
   for i = 1, size do
     local t = made[i]
-    if t.escapes then -- into the scope around this one
-      t.escapes = nil
+    if t.escapes == made then -- into the scope around this one
+      t.escapes = false
       if not scope then
         t:keep()
       elseif not t.collected then
@@ -251,12 +280,35 @@ local function end_scope(outer, outer_size, ok, ...)
   return ...
 end
 
---- Run f(...) and free in bulk every tensor made in it, but for what it returns (tensors, or tables
--- of tensors) and what was marked with :keep().
-function lib.scope(f, ...)
+local function with_scope(f, ...)
   local outer, outer_size = scope, scope_size
   scope, scope_size = {}, 0
   return end_scope(outer, outer_size, pcall(f, ...))
+end
+
+--- Run f(...) inside a coroutine so that it cannot yield: a scope, or lm.no_grad, that stayed open while
+-- other code runs would take that code's tensors with it. `what` names it in the error.
+function lib.unyielding(what, f, ...)
+  local n, arguments = select("#", ...), { ... }
+  local function run() return f(unpack(arguments, 1, n)) end
+  local results
+  local function finish(...) results = { n = select("#", ...), ... } end
+  -- no yield passes through a C function such as gsub
+  string.gsub("x", "x", function() finish(pcall(run)) end)
+  if results[1] then return unpack(results, 2, results.n) end
+  local message = results[2]
+  if type(message) == "string" and message:find("attempt to yield across C-call boundary", 1, true) then
+    raise("%s: a coroutine cannot yield inside it; yield after its end", what)
+  end
+  error(message, 0)
+end
+
+--- Run f(...) and free in bulk every tensor made in it, but for what it returns (tensors, or tables
+-- of tensors) and what was marked with :keep().
+function lib.scope(f, ...)
+  if type(f) ~= "function" then raise("scope: expected a function, got %s", type(f)) end
+  if coroutine.running() then return lib.unyielding("scope", with_scope, f, ...) end
+  return with_scope(f, ...)
 end
 
 --- Run f(...) outside any scope: for tensors that stay, made lazily inside one (optimizer state).

@@ -7,6 +7,7 @@ local ops = require "lumuon.ops"
 local ffi, C, call, raise, result, into = lib.ffi, lib.C, lib.call, lib.raise, lib.result, lib.into
 local T, define, is_tensor = lib.methods, autograd.define, lib.is_tensor
 local gathered_grad = autograd.gathered_grad
+local number, whole = lib.number, lib.whole
 
 local nn = { linear = ops.linear }
 
@@ -17,12 +18,14 @@ local function check(what, ...)
   end
 end
 
---- Rows of table (V, C) at idx, i32 (...): (..., C).
-nn.embedding = define("embedding", function(node, table_, idx)
+--- Rows of table (V, C) at idx, i32 (...): (..., C). Of a padded table only the first vocab_size rows
+-- may be asked for.
+nn.embedding = define("embedding", function(node, table_, idx, vocab_size)
   check("embedding", table_, idx)
   idx = raw.contiguous(idx)
   if node then node.idx = idx end
-  return result(C.lm_embedding, raw.contiguous(table_).h, idx.h)
+  local rows = vocab_size and raw.narrow(table_, 1, 1, vocab_size) or table_
+  return result(C.lm_embedding, raw.contiguous(rows).h, idx.h)
 end, function(node, g)
   local table_ = node[1]
   local sum = gathered_grad(table_)
@@ -34,7 +37,8 @@ end)
 --- scale * x / sqrt(mean(x^2) + eps) over the last dim. eps: the dtype's machine epsilon if not given.
 nn.rms_norm = define("rms_norm", function(_, x, eps, scale)
   check("rms_norm", x)
-  return result(C.lm_rms_norm, raw.contiguous(x).h, eps or -1, scale or 1)
+  eps, scale = number("rms_norm", "eps", eps, -1), number("rms_norm", "scale", scale, 1)
+  return result(C.lm_rms_norm, raw.contiguous(x).h, eps, scale)
 end, function(node, g)
   local x = raw.contiguous(node[1])
   return result(C.lm_rms_norm_backward, raw.contiguous(g).h, x.h, node[2] or -1, node[3] or 1)
@@ -42,7 +46,15 @@ end)
 
 --- Tables for nn.rotary: cos and sin, f32 (T, D/2), of t * base^(-2i/D).
 function nn.rotary_tables(length, head_dim, base)
-  if head_dim % 2 ~= 0 then raise("rotary_tables: head_dim %d is odd", head_dim) end
+  if not lib.is_whole(length) or length < 0 then
+    raise("rotary_tables: length %s is not a whole number >= 0", tostring(length))
+  end
+  if not lib.is_whole(head_dim) or head_dim < 0 or head_dim % 2 ~= 0 then
+    raise("rotary_tables: head_dim %s is not an even whole number", tostring(head_dim))
+  end
+  if type(base) ~= "number" or base ~= base or base <= 0 then
+    raise("rotary_tables: base %s is not a number > 0", tostring(base))
+  end
   local cos, sin = tensor.empty(length, head_dim / 2), tensor.empty(length, head_dim / 2)
   local pc, ps = cos:pointer(), sin:pointer()
   local half = head_dim / 2
@@ -83,8 +95,9 @@ end
 nn.attention = define("attention", function(node, q, k, v, window, scale)
   check("attention", q, k, v)
   q, k, v = raw.contiguous(q), raw.contiguous(k), raw.contiguous(v)
-  scale = scale or 1 / math.sqrt(q:size(-1))
-  local out, lse = results(2, C.lm_attention, q.h, k.h, v.h, scale, window or -1)
+  scale = number("attention", "scale", scale) or 1 / math.sqrt(q:size(-1))
+  window = whole("attention", "window", window, -1)
+  local out, lse = results(2, C.lm_attention, q.h, k.h, v.h, scale, window)
   if node then node.q, node.k, node.v, node.out, node.lse, node.scale = q, k, v, out, lse, scale end
   return out
 end, function(node, g)
@@ -99,7 +112,8 @@ nn.cross_entropy = define("cross_entropy", function(node, logits, targets, vocab
   check("cross_entropy", logits, targets)
   local flat = raw.view(raw.contiguous(logits), -1, logits:size(-1))
   local goal = raw.view(raw.contiguous(targets), -1)
-  vocab_size, softcap = vocab_size or flat:size(2), softcap or 0
+  vocab_size = whole("cross_entropy", "vocab_size", vocab_size, flat:size(2))
+  softcap = number("cross_entropy", "softcap", softcap, 0)
   local loss, lse = results(2, C.lm_cross_entropy, flat.h, goal.h, vocab_size, softcap)
   if node then
     node.flat, node.goal, node.lse, node.vocab_size, node.softcap = flat, goal, lse, vocab_size, softcap
@@ -138,7 +152,8 @@ end)
 --- x + scale * sigmoid(gate) * y; x, y (..., H, D), gate (..., H).
 nn.gated_add = define("gated_add", function(_, x, gate, y, scale)
   check("gated_add", x, gate, y)
-  return result(C.lm_gated_add, raw.contiguous(x).h, raw.contiguous(gate).h, raw.contiguous(y).h, scale or 1)
+  scale = number("gated_add", "scale", scale, 1)
+  return result(C.lm_gated_add, raw.contiguous(x).h, raw.contiguous(gate).h, raw.contiguous(y).h, scale)
 end, function(node, g)
   local contiguous = raw.contiguous(g)
   local dgate, dy = results(2, C.lm_gated_add_backward, contiguous.h, raw.contiguous(node[2]).h,

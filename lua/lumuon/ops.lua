@@ -75,8 +75,11 @@ local binary_grads = {
     return raw.mul(g, y):div_(b):neg_()
   end,
   pow = function(a, b, y, g, first)
-    if first then return raw.mul(raw.mul(g, b), raw.pow(a, raw.sub(b, 1))) end
-    return raw.mul(g, y):mul_(is_tensor(a) and raw.log(a) or math.log(a))
+    if first then -- of x^0 it is 0, also at 0, where 0 * 0^-1 is NaN
+      return raw.mul(raw.mul(g, b), raw.pow(a, b == 0 and 0 or raw.sub(b, 1)))
+    end
+    -- at a = 0 it is 0, where 0^b log 0 is NaN
+    return raw.mul(g, y):mul_(is_tensor(a) and raw.log(raw.add(a, raw.eq(a, 0))) or a == 0 and 0 or math.log(a))
   end,
   maximum = function(a, b, _, g, first)
     return raw.mul(g, first and raw.ge(a, b) or raw.lt(a, b))
@@ -195,8 +198,9 @@ ops.matmul = T.matmul
 --- x W' for x (..., in) and W (out, in): a linear layer without bias; plus `residual`, a tensor of the
 -- result's shape, where one is given. With x in bf16 an f32 W is cast for the product.
 ops.linear = define("linear", function(node, x, w, residual)
-  x = raw.contiguous(x)
+  tensor.live(x, "linear")
   tensor.live(w, "linear")
+  x = raw.contiguous(x)
   if x:dtype() == "bf16" then w = raw.to(w, "bf16") end
   if node then node.x, node.y = x, w end
   return lib.result(C.lm_linear, x.h, w.h, residual and tensor.live(residual, "linear") or nil)
@@ -263,6 +267,15 @@ define_listed_view("permute", function(node, g)
   for i = 1, #order do back[order[i] < 0 and #order + 1 + order[i] or order[i]] = i end
   return raw.permute(g, back)
 end)
+
+local as_strided = T.as_strided
+function T.as_strided(t, ...)
+  if wants(t) and autograd.is_grad_enabled() then
+    raise("as_strided: has no gradient, and %s requires one; use narrow, select, permute or expand, or :detach() first",
+      t:describe())
+  end
+  return as_strided(t, ...)
+end
 
 local cat_op = {}
 --- Tensors one behind the other along dim (1 if not given): lm.cat({a, b}, dim).

@@ -278,7 +278,9 @@ function MuonAdamW:state(p)
     for j, own in ipairs(slot.params) do
       if own == p then
         if next(slot.state[j]) == nil then sharded.refuse_state(slot.keys[j]) end
-        return slot.state[j]
+        local state = {} -- a table of their own: another tensor put into it would not be the optimizer's
+        for name, t in pairs(slot.state[j]) do state[name] = t end
+        return state
       end
     end
   end
@@ -355,7 +357,8 @@ local function load_problem(format, ...) raise("load_state_dict: " .. format, ..
 local function check_loaded_group(slot, given)
   local i, label = slot.index, options.group_label(slot.index, slot.group)
   if type(given) ~= "table" or given.kind ~= slot.kind then
-    load_problem("group %d is of kind %s, here it is %s", i, tostring(type(given) == "table" and given.kind), label)
+    load_problem("group %d is of kind %s, here it is %s", i,
+      type(given) == "table" and tostring(given.kind) or type(given), label)
   end
   local names = type(given.params) == "table" and given.params or {}
   for j = 1, math.max(#names, #slot.keys) do

@@ -50,6 +50,7 @@ end
 local function dims_mask(t, dims, what)
   if dims == nil then return 2 ^ t:dim() - 1 end
   if type(dims) == "number" then return 2 ^ dim_index(t, dims, what) end
+  if type(dims) ~= "table" then raise("%s: dims must be a number or a table of them, got %s", what, type(dims)) end
   local mask, seen = 0, {}
   for i = 1, #dims do
     local d = dim_index(t, dims[i], what)
@@ -86,8 +87,9 @@ end
 
 --- alpha * a @ b (+ beta * out, in place, where out is given).
 function raw.matmul(a, b, alpha, out, beta)
-  if out then return into(out, C.lm_matmul, live(a, "matmul"), live(b, "matmul"), alpha or 1, beta or 0) end
-  return result(C.lm_matmul, live(a, "matmul"), live(b, "matmul"), alpha or 1, 0)
+  alpha = lib.number("matmul", "alpha", alpha, 1)
+  if out then return into(out, C.lm_matmul, live(a, "matmul"), live(b, "matmul"), alpha, beta or 0) end
+  return result(C.lm_matmul, live(a, "matmul"), live(b, "matmul"), alpha, 0)
 end
 
 --- Singular values in descending order, of the last two dims.

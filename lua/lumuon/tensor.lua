@@ -75,6 +75,7 @@ end
 
 --- Write sizes into the shape box; returns how many.
 local function put_shape(sizes, what)
+  if type(sizes) ~= "table" then raise("%s: sizes must be a table, got %s", what, type(sizes)) end
   if #sizes > MAX_DIMS then raise("%s: %d dims; a tensor has at most %d", what, #sizes, MAX_DIMS) end
   for d = 1, #sizes do
     local n = sizes[d]
@@ -154,6 +155,7 @@ end
 --- Same shape, dtype and device as t, unless told otherwise: lm.zeros_like(t, {dtype = "f32"}).
 function tensor.empty_like(t, options)
   options = options or {}
+  if type(options) ~= "table" then raise("empty_like: options must be a table, got %s", type(options)) end
   live(t, "empty_like")
   return new(t:size(), lib.dtype_code(options.dtype or t:dtype()), lib.device_code(options.device or t:device()),
     "empty_like")
@@ -227,6 +229,7 @@ end
 
 --- The n x n identity.
 function tensor.eye(n, options)
+  if not is_whole(n) or n < 0 then raise("eye: size %s is not a whole number >= 0", tostring(n)) end
   local t = tensor.zeros({ n, n }, options)
   t:view(-1):as_strided({ n }, { n + 1 }, 0):fill(1)
   return t
@@ -371,6 +374,7 @@ end
 local pointers = { f32 = "float *", i32 = "int32_t *", u16 = "uint16_t *", u8 = "uint8_t *" }
 
 --- A typed pointer to a contiguous CPU tensor of f32, i32, u16 or u8; valid while the tensor lives.
+-- (Do not read an f32 from it that a file may have filled with NaNs: :item() and :tolist() know how.)
 function T.pointer(t)
   local pointer = pointers[t:dtype()]
   if not pointer or t:device() ~= "cpu" or not t:is_contiguous() then
@@ -389,16 +393,21 @@ end
 function T.tolist(t)
   local c = readable(t)
   local p, sizes, at = c:pointer(), c:size(), 0
+  -- LuaJIT keeps other types of value in NaNs: one with bits of a file's choosing must not be loaded.
+  local bits = c:dtype() == "f32" and ffi.cast("uint32_t *", p)
   local function read(depth)
     if depth > #sizes then
       at = at + 1
+      if bits and bit.band(bits[at - 1], 0x7fffffff) > 0x7f800000 then return 0 / 0 end
       return tonumber(p[at - 1])
     end
     local list = {}
     for i = 1, sizes[depth] do list[i] = read(depth + 1) end
     return list
   end
-  return read(1)
+  local list = read(1)
+  p = c -- a tail call, or a c no longer named, would let the collector free it while it is read
+  return list
 end
 
 return tensor

@@ -6,10 +6,10 @@ local C, raise, result, is_whole, T = lib.C, lib.raise, lib.result, lib.is_whole
 local live, put_shape, dim_index = tensor.live, tensor.put_shape, tensor.dim_index
 local shape_box, stride_box = tensor.shape_box, tensor.stride_box
 
---- Any strides and offset (in elements, from this tensor's first), checked against the storage.
-function T.as_strided(t, sizes, strides, offset)
+local function as_strided(t, sizes, strides, offset)
   live(t, "as_strided")
   local n = put_shape(sizes, "as_strided")
+  if type(strides) ~= "table" then raise("as_strided: strides must be a table, got %s", type(strides)) end
   for d = 1, n do
     if not is_whole(strides[d]) then
       raise("as_strided: stride %s of dim %d is not a whole number", tostring(strides[d]), d)
@@ -20,6 +20,9 @@ function T.as_strided(t, sizes, strides, offset)
   if not is_whole(offset) then raise("as_strided: offset %s is not a whole number", tostring(offset)) end
   return result(C.lm_tensor_view, t.h, n, shape_box, stride_box, offset)
 end
+
+--- Any strides and offset (in elements, from this tensor's first), checked against the storage.
+T.as_strided = as_strided
 
 local function copy_layout(t)
   local n = C.lm_tensor_ndim(t.h)
@@ -102,12 +105,13 @@ function T.expand(t, ...)
     local own = d >= 1 and t:size(d) or 1
     if sizes[i] == -1 and d >= 1 then sizes[i] = own end
     if not is_whole(sizes[i]) or (own ~= 1 and own ~= sizes[i]) or sizes[i] < 0 then
+      for d2 = 1, #sizes do sizes[d2] = tostring(sizes[d2]) end
       raise("expand: %s does not broadcast to (%s)", t:describe(), table.concat(sizes, ", "))
     end
     strides[i] = (d >= 1 and own == sizes[i]) and t:stride(d) or 0
   end
   if #sizes < n then raise("expand: (%s) has fewer dims than %s", table.concat(sizes, ", "), t:describe()) end
-  return t:as_strided(sizes, strides, 0)
+  return as_strided(t, sizes, strides, 0)
 end
 
 --- Drop dim (of size 1), or every dim of size 1.
@@ -121,7 +125,7 @@ function T.squeeze(t, dim)
       strides[#strides + 1] = t:stride(d)
     end
   end
-  return t:as_strided(sizes, strides, 0)
+  return as_strided(t, sizes, strides, 0)
 end
 
 --- A new dim of size 1 at dim.
@@ -130,7 +134,7 @@ function T.unsqueeze(t, dim)
   local sizes, strides = t:size(), t:stride()
   table.insert(sizes, d, 1)
   table.insert(strides, d, d <= #strides and strides[d] * sizes[d + 1] or 1)
-  return t:as_strided(sizes, strides, 0)
+  return as_strided(t, sizes, strides, 0)
 end
 
 --- Sizes with at most one -1 filled in.

@@ -214,7 +214,7 @@ local function attention(self, block, x, idx, residual)
   local v = nn.linear(x, block.c_v):view(B, T, c.n_kv_head, c.head_dim)
   if block.ve_gate then
     local gate = nn.linear(x:narrow(3, 1, c.ve_gate_channels), block.ve_gate)
-    local ve = nn.embedding(block.value_embeds, idx):to(c.dtype):view(B, T, c.n_kv_head, c.head_dim)
+    local ve = nn.embedding(block.value_embeds, idx, c.vocab_size):to(c.dtype):view(B, T, c.n_kv_head, c.head_dim)
     v = nn.gated_add(v, gate, ve, c.ve_gate_scale)
   end
   q = nn.rms_norm(nn.rotary(q, self.cos, self.sin), nil, c.qk_scale)
@@ -241,7 +241,7 @@ end
 --- The last activation, normed: (B, T, n_embd).
 local function trunk(self, idx)
   local c = self.config
-  local x = nn.rms_norm(nn.embedding(self.wte, idx):to(c.dtype))
+  local x = nn.rms_norm(nn.embedding(self.wte, idx, c.vocab_size):to(c.dtype))
   if c.smear then x = smear(self, x) end
   local x0, middle = x, nil
   for i, block in ipairs(self.blocks) do

@@ -207,14 +207,19 @@ local function check_grad(slot, j, p)
   return grad
 end
 
---- Before a step: the parameters are still where they were put, and a p.grad that the user replaced is
--- copied to its place.
+--- Before a step: the parameters and moments are still where they were put, and a p.grad that the user
+-- replaced fits and is copied to its place. What is wrong must be found here, while no group is written yet.
 function banks.refresh(slot)
   for j, p in ipairs(slot.params) do
     if p.h == nil then
       raise("%s: %s was freed", options.group_label(slot.index, slot.group), slot.keys[j])
     end
     local grad = check_grad(slot, j, p)
+    for name, t in pairs(slot.state[j]) do
+      if t.h == nil then
+        raise("%s: %s of %s was freed", options.group_label(slot.index, slot.group), name, slot.keys[j])
+      end
+    end
     if slot.handles then
       if p.h ~= slot.handles[j] or slot.grads[j].h ~= slot.grad_handles[j] then
         raise("%s: %s no longer lies in this optimizer's bank (another optimizer was made with it)",
@@ -228,6 +233,10 @@ function banks.refresh(slot)
         slot.grads[j]:copy(grad)
         p.grad = slot.grads[j]
       end
+    elseif not (same_shape(grad, p) and (grad:dtype() == "f32" or grad:dtype() == "bf16") and grad:is_contiguous()) then
+      raise("%s: the gradient of %s is %s%s, the parameter %s; it must be contiguous, of that shape, f32 or bf16",
+        options.group_label(slot.index, slot.group), slot.keys[j], grad:describe(),
+        grad:is_contiguous() and "" or ", not contiguous", p:describe())
     end
   end
 end

@@ -16,14 +16,16 @@ options.polar_express = {
 
 -- ---- checks: each returns nil, or what is wrong with a value, as the end of "lr = 7 ..." ----------------
 
-local function is_number(x) return type(x) == "number" and x == x and x > -math.huge and x < math.huge end
+-- The arithmetic is in f32: what overflows there is no finite number, and an eps that vanishes there is 0.
+local LARGEST, SMALLEST = 3.4028234663852886e38, 1.1754943508222875e-38
+local function is_number(x) return type(x) == "number" and x >= -LARGEST and x <= LARGEST end
 
 local function not_negative(x)
   if not (is_number(x) and x >= 0) then return "must be a finite number >= 0" end
 end
 
 local function positive(x)
-  if not (is_number(x) and x > 0) then return "must be a finite number > 0" end
+  if not (is_number(x) and x >= SMALLEST) then return "must be a finite number > 0 (in f32: from 1.2e-38)" end
 end
 
 local function fraction(x)
@@ -183,6 +185,7 @@ end
 --- The options of optim.polar_express: those of a Muon group that concern it.
 function options.complete_polar(given)
   local group = { kind = "muon", lr = 0 }
+  if type(given) ~= "table" then raise("polar_express: options must be a table, got %s", type(given)) end
   for key, value in pairs(given) do
     if key ~= "ns_steps" and key ~= "precision" and key ~= "norm_scale" and key ~= "coefficients" then
       raise("polar_express: unknown option '%s' (ns_steps, precision, norm_scale, coefficients)", tostring(key))
