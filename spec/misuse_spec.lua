@@ -102,6 +102,14 @@ describe("gradients", function()
     assert.same({ 1, 1 }, lm.no_grad(function() return p:as_strided({ 2 }, { 2 }) end):tolist())
   end)
 
+  it("of a cross-entropy never overwrite a parameter", function()
+    local p = lm.parameter(lm.randn(2, 4))
+    local before = p:tolist()
+    lm.nn.cross_entropy(p, lm.tensor({ 0, 1 }, { dtype = "i32" }), nil, nil, true):backward()
+    assert.same(before, p:tolist())
+    assert.is_true(p.grad:norm():item() > 0)
+  end)
+
   it("of powers at 0 are finite", function()
     local p = lm.parameter(lm.zeros(2));
     (p ^ 0 + p ^ 2 + p ^ 1):sum():backward()

@@ -107,7 +107,7 @@ end)
 
 --- Mean cross-entropy of softcap * tanh(logits / softcap) (no cap if 0) against targets i32 that are
 -- not -1. logits (..., Vpad) of which the first vocab_size columns count. With `overwrite`, for logits
--- that nobody needs after it, the backward writes their gradient into them: no second logits tensor.
+-- that no other op takes, the backward writes their gradient into them: no second logits tensor.
 nn.cross_entropy = define("cross_entropy", function(node, logits, targets, vocab_size, softcap)
   check("cross_entropy", logits, targets)
   local flat = raw.view(raw.contiguous(logits), -1, logits:size(-1))
@@ -120,7 +120,7 @@ nn.cross_entropy = define("cross_entropy", function(node, logits, targets, vocab
   end
   return loss
 end, function(node, g)
-  local logits, overwrite = node[1], node[5]
+  local logits, overwrite = node[1], node[5] and node[1].node -- never a parameter
   local grad = overwrite and node.flat or tensor.empty_like(node.flat)
   into(grad, C.lm_cross_entropy_backward, g.h, node.flat.h, node.goal.h, node.lse.h, node.vocab_size, node.softcap)
   return raw.view(grad, logits:size())
