@@ -38,6 +38,20 @@ describe("a token", function()
   end)
 end)
 
+describe("GPT", function()
+  it("names an option of another type", function()
+    local function make(name, value)
+      return function()
+        lm.models.gpt.GPT { n_layer = 2, n_head = 2, n_embd = 32, sequence_len = 8, vocab_size = 45, [name] = value }
+      end
+    end
+    refuses(make("short_window", 5), "short_window must be a function")
+    refuses(make("smear", 1), "smear must be a boolean")
+    refuses(make("qk_scale", "x"), "qk_scale must be a number")
+    refuses(make("ve_gate_channels", 2.5), "ve_gate_channels")
+  end)
+end)
+
 describe("a coroutine", function()
   it("cannot yield inside a scope or lm.no_grad, which would take other code's tensors along", function()
     for _, name in ipairs { "scope", "no_grad" } do
@@ -189,6 +203,25 @@ describe("the optimizer", function()
       assert.same(lm.eye(4):tolist(), q:tolist())
     end
     assert.equal(0, opt:state_dict().step)
+  end)
+
+  it("refuses lists with a hole, behind which parameters would be left out", function()
+    local p, q = lm.parameter(lm.ones(2)), lm.parameter(lm.ones(2))
+    local function make(params, more)
+      lm.optim.MuonAdamW { { kind = "adamw", params = params, lr = 1 }, [3] = more }
+    end
+    refuses(function() make { p, nil, q } end, "entry 2 is nil")
+    refuses(function() make { nil, p } end, "entry 1 is nil")
+    refuses(function() make { p, other = q } end, "'other'")
+    refuses(function() make({ p }, { kind = "adamw", params = { q }, lr = 1 }) end, "nothing at 2")
+  end)
+
+  it("refuses blocks that change after it was made", function()
+    local _, q, make = two()
+    local opt = make()
+    opt.param_groups[1].blocks = 2
+    refuses(function() opt:step() end, "blocks cannot change")
+    assert.same(lm.eye(4):tolist(), q:tolist())
   end)
 
   it("keeps its moments whatever a user does to the table of them", function()

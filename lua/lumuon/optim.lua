@@ -45,6 +45,11 @@ local function check_outer(given)
     end
   end
   if #given == 0 then raise("MuonAdamW: no groups") end
+  for key in pairs(given) do
+    if type(key) == "number" and given[key - 1] == nil and key ~= 1 then
+      raise("MuonAdamW: group %s is there, but nothing at %s", tostring(key), tostring(key - 1))
+    end
+  end
   local policy = given.on_nonfinite or "error"
   if policy ~= "error" and policy ~= "skip" then
     raise("MuonAdamW: on_nonfinite = '%s' is neither 'error' nor 'skip'", tostring(policy))
@@ -61,6 +66,19 @@ end
 --- A parameter's key in state_dict and name in messages.
 local function key_of(p, i, j) return p.name or ("group %d param %d"):format(i, j) end
 
+--- Raise where a list has a hole, as { a, model.misspelt, b } has: what is behind it would be left out.
+local function check_list(what, list)
+  local n = 0
+  while list[n + 1] ~= nil do n = n + 1 end
+  for key in pairs(list) do
+    if type(key) == "number" and not (key >= 1 and key <= n and key % 1 == 0) then
+      raise("%s: entry %d is nil, but there is one at %s", what, n + 1, tostring(key))
+    elseif type(key) ~= "number" then
+      raise("%s: has an entry '%s', and is a list", what, tostring(key))
+    end
+  end
+end
+
 --- Every parameter once, whole, and in memory of its own.
 local function check_params(i, group, seen)
   local label, params = options.group_label(i, group), group.params
@@ -68,7 +86,8 @@ local function check_params(i, group, seen)
     raise("%s: params must be a list of parameters, got %s", label,
       lib.is_tensor(params) and "a tensor" or type(params))
   end
-  if #params == 0 then raise("%s: params is empty", label) end
+  if next(params) == nil then raise("%s: params is empty", label) end
+  check_list(label .. ": params", params)
   for j, p in ipairs(params) do
     if not lib.is_tensor(p) then raise("%s: param %d is a %s, not a parameter", label, j, type(p)) end
     local key = key_of(p, i, j)
@@ -89,9 +108,14 @@ local function check_params(i, group, seen)
   end
 end
 
+local function blocks_text(blocks)
+  return type(blocks) == "table" and table.concat(blocks, ", ") or tostring(blocks)
+end
+
 --- What a group needs beside the user's table: its parameters by name, and their state.
 local function make_slot(i, group)
-  local slot = { kind = group.kind, index = i, group = group, params = {}, keys = {} }
+  local slot = { kind = group.kind, index = i, group = group, params = {}, keys = {},
+    blocks = blocks_text(group.blocks) }
   for j, p in ipairs(group.params) do
     slot.params[j] = p
     slot.keys[j] = key_of(p, i, j)
@@ -224,6 +248,10 @@ local function check_groups(self)
       end
     end
     options.check(i, group)
+    if blocks_text(group.blocks) ~= slot.blocks then
+      raise("%s: blocks cannot change from {%s} to {%s}; make a new optimizer", options.group_label(i, group),
+        slot.blocks, blocks_text(group.blocks))
+    end
     banks.refresh(slot)
   end
 end
@@ -370,9 +398,8 @@ local function check_loaded_group(slot, given)
   for name, value in pairs(given) do group[name] = copied(value) end
   group.params = slot.group.params
   options.check(i, group)
-  local function rows(blocks) return type(blocks) == "table" and table.concat(blocks, ", ") or tostring(blocks) end
-  if rows(group.blocks) ~= rows(slot.group.blocks) then
-    load_problem("%s has blocks = {%s}, the state {%s}", label, rows(slot.group.blocks), rows(group.blocks))
+  if blocks_text(group.blocks) ~= slot.blocks then
+    load_problem("%s has blocks = {%s}, the state {%s}", label, slot.blocks, blocks_text(group.blocks))
   end
   return group
 end

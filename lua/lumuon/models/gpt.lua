@@ -66,6 +66,9 @@ local function complete(config)
       local near = lib.nearest(tostring(name), known)
       raise("GPT: unknown option '%s'%s", tostring(name), near and "; did you mean '" .. near .. "'?" or "")
     end
+    if type(value) ~= type(c[name]) and name ~= "n_kv_head" then
+      raise("GPT: %s must be a %s, got %s", name, type(c[name]), tostring(value))
+    end
     c[name] = value
   end
   c.n_kv_head = c.n_kv_head or c.n_head
@@ -78,6 +81,7 @@ local function complete(config)
     integer(name, 1)
   end
   integer("seed", 0)
+  integer("ve_gate_channels", 1)
   if c.n_embd % c.n_head ~= 0 or (c.n_embd / c.n_head) % 2 ~= 0 then
     raise("GPT: n_embd %d must be n_head %d times an even head size", c.n_embd, c.n_head)
   end
