@@ -9,13 +9,13 @@ local lm = require "lumuon"
 local nanochat = require "parts.nanochat"
 
 local o = lm.options {
-  steps = { default = 600, min = 1, help = "training steps" },
+  steps = { default = 400, min = 1, help = "training steps" },
   seed = { default = 1, min = 0, help = "of the weights, the batches and the samples" },
   device = { default = "cpu", choices = { "cpu", "cuda" } },
   dtype = { default = "f32", choices = { "f32", "bf16" }, help = "of the activations" },
   threads = { default = 0, min = 0, help = "0: as many as there are cores" },
   data = { default = "", help = "a text file or a folder of them; empty: Debian's fortunes" },
-  eval_every = { default = 200, min = 0, help = "steps between evaluations; 0: only at the end" },
+  eval_every = { default = 100, min = 0, help = "steps between evaluations; 0: only at the end" },
   out = { default = "", help = "a folder for log.jsonl" },
   audit_every = { default = 0, min = 0, help = "steps between comparisons of the ranks' parameters; 0: never" },
   timeout = { default = 600, min = 1, help = "seconds a rank waits for another" },
