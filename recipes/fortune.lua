@@ -1,4 +1,4 @@
--- A GPT that writes fortune cookies: byte-level, from nothing, in about two minutes on two cores.
+-- A GPT that writes fortune cookies: byte-level, from nothing, in about a minute on two cores.
 --
 --   ./lumuon run recipes/fortune.lua                        as it stands
 --   ./lumuon run recipes/fortune.lua --data=my.txt          on a text of your own
