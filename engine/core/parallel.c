@@ -1,14 +1,30 @@
 #include "core/parallel.h"
 
 #include <omp.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include "core/error.h"
 
 int lm_threads(void) { return omp_get_max_threads(); }
 
+/* Workers take no signals, which threads inherit from the one that starts them: a handler's frame
+ * on a worker's stack would overwrite what oneDNN's kernels keep below the stack pointer. */
+static void start_workers(void) {
+  static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
+  sigset_t all, before;
+  (void)sigfillset(&all);
+  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) (void)sigdelset(&all, faults[i]);
+  if (pthread_sigmask(SIG_BLOCK, &all, &before) != 0) return;
+#pragma omp parallel
+  __asm__ volatile("" ::: "memory"); /* nothing: the region itself starts them */
+  (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
 int lm_set_threads(int n) {
   if (n < 1 || n > 1024) return lm__fail(LM_EINVAL, "set_threads: %d is not in 1..1024", n);
   omp_set_num_threads(n);
+  start_workers();
   return LM_OK;
 }
 

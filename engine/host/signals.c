@@ -1,6 +1,10 @@
 /* Ctrl-C. The handler sets the engine's flag, which running engine calls poll, and a Lua hook,
  * which stops plain Lua; so whatever runs ends with an ordinary Lua error that host.call catches. A
- * recipe that asks for it (host.defer_interrupt) is told first and may finish its step. */
+ * recipe that asks for it (host.defer_interrupt) is told first and may finish its step.
+ *
+ * The handler has a stack of its own: oneDNN's kernels (2.6) keep data below the stack pointer,
+ * beyond the 128 bytes that a signal leaves alone, so a handler on their stack made them write
+ * anywhere. */
 #include <errno.h>
 #include <lauxlib.h>
 #include <lua.h>
@@ -66,7 +70,7 @@ static void on_interrupt(int sig) {
       say("\nlumuon: ended by Ctrl-C\n");
       _exit(130);
     } else {
-      if (presses > 1 && presses == patience + asked)
+      if (presses - asked > 1 && presses - asked == patience)
         say("\nstuck in compiled code that nothing can stop; Ctrl-C once more ends lumuon\n");
       spared = 0;
       lm_interrupt();
@@ -83,9 +87,14 @@ int lm__interrupt_seen(void) {
 }
 
 void lm__signals_install(lua_State *L) {
+  static char stack[1 << 16];
+  const stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
+  /* no SA_RESTART: reads come back */
+  struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_ONSTACK};
   state = L;
   main_thread = pthread_self();
-  struct sigaction action = {.sa_handler = on_interrupt}; /* no SA_RESTART: reads come back */
+  (void)lm_set_threads(lm_threads()); /* the workers begin here, with signals blocked */
+  (void)sigaltstack(&own, NULL);
   (void)sigemptyset(&action.sa_mask);
   (void)sigaction(SIGINT, &action, NULL);
 }
