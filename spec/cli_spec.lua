@@ -94,7 +94,7 @@ describe("lumuon", function()
       assert.matches("^lumuon: [^\n]*/engine.lua:3: add: [^\n]*\n$", r.err)
       r = run { "run", script("nil.lua", "error()") }
       assert.equal(1, r.code)
-      assert.equal("lumuon: error value: nil\n", r.err)
+      assert.matches("^lumuon: error value: nil\n", r.err)
     end)
 
     it("shows output before the error that ended it", function()
@@ -162,6 +162,54 @@ describe("lumuon", function()
       local r = command.shell(("%s run %s & p=$!; sleep 0.7; kill -INT $p; wait $p"):format(command.lumuon, path))
       assert.equal("true\t8\n", r.out)
       assert.equal(130, r.code)
+    end)
+
+    -- oneDNN's kernels keep data far below the stack pointer, where a handler's frame would land
+    it("takes signals on a stack of their own, and on no worker", function()
+      local path = script("signals.lua", [[
+        local ffi = require "ffi"
+        local lm = require "lumuon"
+        ffi.cdef [=[
+          typedef struct { void *handler; unsigned long mask[16]; int flags; void *restorer; } spec_action;
+          int sigaction(int number, const spec_action *new, spec_action *old);
+          int setitimer(int which, const long *new, long *old);
+        ]=]
+        local SIGINT, SIGALRM = 2, 14
+        local action = ffi.new("spec_action[1]")
+        assert(ffi.C.sigaction(SIGINT, nil, action) == 0)
+        ffi.cdef "int getpid(void);"
+        action[0].handler = ffi.cast("void *", ffi.C.getpid) -- harmless; the stack and flags are Ctrl-C's
+        action[0].flags = bit.bor(action[0].flags, 0x10000000) -- SA_RESTART: reads go on
+        assert(ffi.C.sigaction(SIGALRM, action, nil) == 0)
+        assert(ffi.C.setitimer(0, ffi.new("long[4]", 0, 500, 0, 500), nil) == 0)
+        for task in io.popen("ls /proc/" .. io.open("/proc/self/stat"):read("*n") .. "/task"):lines() do
+          local status = io.open("/proc/self/task/" .. task .. "/status"):read("*a")
+          local blocked = tonumber(status:match("SigBlk:%s*%x*(%x)\n"), 16)
+          print(task == status:match("Tgid:%s*(%d+)") and "main" or "worker", blocked % 4 >= 2)
+        end
+        arg = { "--steps=8", "--n_layer=1", "--batch_size=64", "--eval_every=0" }
+        dofile "recipes/fortune.lua"
+      ]])
+      local r = command.shell(("LUA_PATH='recipes/?.lua;;' %s run %s"):format(command.lumuon, path))
+      assert.equal("", r.err)
+      assert.equal(0, r.code)
+      assert.matches("^main\tfalse\n", r.out)
+      assert.is_nil(r.out:match("worker\tfalse"))
+      assert.matches("step +8/8 ", r.out)
+    end)
+
+    it("fails where its output cannot be written", function()
+      local r = command.shell(command.lumuon .. " run " .. script("full.lua", "print('x')") .. " >/dev/full")
+      assert.equal(1, r.code)
+      assert.equal("lumuon: writing the output failed\n", r.err)
+      assert.equal(1, command.shell(command.lumuon .. " run " .. script("exits.lua", "print('x') os.exit(0)")
+        .. " >/dev/full").code)
+    end)
+
+    it("shows where an error without a place of its own came from", function()
+      local r = run { "run", script("table.lua", "\nerror({})") }
+      assert.equal(1, r.code)
+      assert.matches("^lumuon: error value: table: 0x%x+\ncalled from\n  [^\n]*/table.lua:2: in main chunk\n$", r.err)
     end)
   end)
 

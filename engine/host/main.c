@@ -67,8 +67,17 @@ static void spin_less(char **argv) {
   (void)execv(path, argv); /* comes back only if it failed: go on as we are */
 }
 
+/* Output that could not be written is an error: the disk was full, say. */
+static void close_output(void) {
+  if (fflush(stdout) == 0 && !ferror(stdout)) return;
+  static const char message[] = "lumuon: writing the output failed\n";
+  if (write(STDERR_FILENO, message, sizeof message - 1) < 0) _exit(1);
+  _exit(1);
+}
+
 int main(int argc, char **argv) {
   spin_less(argv);
+  (void)atexit(close_output);
   lua_State *L = luaL_newstate();
   if (!L) {
     (void)fprintf(stderr, "lumuon: no memory for LuaJIT\n");

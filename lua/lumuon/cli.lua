@@ -58,7 +58,7 @@ function M.describe(err)
       frames[#frames + 1] = ("  %s:%d: in %s"):format(info.short_src, info.currentline, where)
     end
   end
-  if #frames > 1 then
+  if #frames > 1 or #frames == 1 and type(err) ~= "string" then
     message = message .. "\ncalled from\n" .. table.concat(frames, "\n", 1, math.min(#frames, 12))
   end
   return message
