@@ -115,10 +115,21 @@ describe("the wrapper", function()
   it("builds once where two first uses come at once", function()
     write(root .. "/slow", "0.5")
     local r = shell(("PATH=%s/bin:$PATH; %s/lumuon a & %s/lumuon b & wait"):format(root, project, project))
+    assert.matches("lumuon: waiting for another lumuon that is setting up\n", r.err)
     assert.matches("built: a\n", r.out)
     assert.matches("built: b\n", r.out)
     local _, builds = calls():gsub("cmake %-%-build", "")
     assert.equal(1, builds)
+  end)
+
+  it("says so where it has to build and may not write", function()
+    os.execute(("mkdir %s/build && chmod 555 %s %s/build"):format(project, project, project))
+    local as_nobody = "chmod 755 " .. root .. "; setpriv --reuid=65534 --regid=65534 --clear-groups"
+    if shell("[ $(id -u) = 0 ]").code ~= 0 then as_nobody = "" end
+    local r = shell(("%s %s/lumuon x"):format(as_nobody, project))
+    os.execute(("chmod 755 %s %s/build"):format(project, project))
+    assert.equal(1, r.code)
+    assert.matches("^lumuon: /[^\n]*/build has to be built %(again%), and you %([^\n]*%) may not write there;\n", r.err)
   end)
 
   it("installs what is missing, as root", function()
