@@ -47,9 +47,16 @@ end
 local function read_file(path, inside)
   local file, message = io.open(path, "rb")
   if not file then raise("data: cannot read %s", message) end
-  local bytes, problem, code = file:read("*a")
+  local size = file:seek("end") -- nil for a pipe, 2^63 for a folder
+  if size then file:seek("set") end
+  if size and size > LARGEST and size < 2 ^ 62 then
+    file:close()
+    raise("data: '%s' has %.0f bytes; at most %.0f can be used", path, size, LARGEST)
+  end
+  local ok, bytes, problem, code = pcall(file.read, file, "*a")
   file:close()
   local EISDIR = 21
+  if not ok then raise("data: '%s' is too large for LuaJIT's memory (%s)", path, tostring(bytes)) end
   if not bytes and inside and code == EISDIR then return nil end
   if not bytes then raise("data: cannot read '%s': %s", path, problem) end
   local at = bytes:find(SEPARATOR, 1, true)
