@@ -19,6 +19,13 @@ describe("the prompt, fed from a pipe,", function()
     assert.equal("1\n2\n8\n2\na\nb\n", r.out)
   end)
 
+  it("waits for none where more lines would not help", function()
+    local r = repl("t = 3; t\n'abc\nx.y\n1 -- one\n")
+    assert.equal("1\n", r.out)
+    assert.equal("stdin:1: '=' expected near '<eof>'\nstdin:2: unfinished string near '<eof>'\n"
+      .. "stdin:3: attempt to index global 'x' (a nil value)\n", r.err)
+  end)
+
   it("goes on after an error, names its line, and fails at the end", function()
     local r = repl("\nerror('bad')\nx x\nlm.ones(2, 3):add(lm.ones(4))\n"
       .. "if true then\n  nosuch()\nend\n'still here'\n")

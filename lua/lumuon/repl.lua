@@ -74,7 +74,12 @@ function M.keep_locals(text)
   return table.concat(out)
 end
 
-local function unfinished(message) return message:match("near '?<eof>'?$") ~= nil end
+-- Could more lines finish it? Not a string without its quote, nor `x = f(); x`, which is no statement.
+local function unfinished(message, text)
+  if message:match("'=' expected near") then return false end
+  if message:match("unfinished string near") then return text:match("\\$") ~= nil end
+  return message:match("near '?<eof>'?$") ~= nil
+end
 
 --- Compile typed text.
 -- @return the chunk, to be called with a function that shows an expression's values; or nil, a
@@ -87,13 +92,15 @@ function M.compile(text, name, first_line)
     local as_statements
     chunk, as_statements = loadstring(lead .. text, name)
     if not chunk then
-      local more = unfinished(as_statements) or unfinished(as_expression)
+      local more = unfinished(as_statements, text)
+        or unfinished(as_expression, text) and not as_statements:match("'=' expected near")
       return nil, as_statements, more
     end
     chunk = loadstring(lead .. M.keep_locals(text), name) or chunk
   else
     -- not `return f()`: a tail call would drop the line from error messages
-    chunk = loadstring(("%slocal show = ... show(%s\n)"):format(lead, body), name) or chunk
+    chunk = loadstring(("%slocal show = ... show(%s)"):format(lead, body), name)
+      or loadstring(("%slocal show = ... show(%s\n)"):format(lead, body), name) or chunk -- a comment at its end
   end
   jit.off(chunk, true) -- compiled loops see no Ctrl-C
   return chunk
