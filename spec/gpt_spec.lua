@@ -98,6 +98,26 @@ describe("GPT", function()
     assert.is_true((a - b):norm():item() > 1e-3)
   end)
 
+  it("refuses to generate from, or with, what makes no sense", function()
+    local model = lm.models.gpt.GPT { preset = "head", n_layer = 1, n_head = 1, n_embd = 32, sequence_len = 8,
+      vocab_size = 10 }
+    local function refuses(pattern, ...)
+      local ok, message = pcall(model.generate, model, ...)
+      assert.is_false(ok)
+      assert.matches("generate: .*" .. pattern, message)
+    end
+    refuses("got string", "abc", 3)
+    refuses("an empty one", {}, 3)
+    refuses("got 1.5", { 1 }, 1.5)
+    refuses("unknown option 'temprature'", { 1 }, 3, { temprature = 1 })
+    refuses("temperature .*got %-?nan", { 1 }, 3, { temperature = 0 / 0 })
+    refuses("top_k .*got 0", { 1 }, 3, { top_k = 0 })
+    local ok, message = pcall(model.generate, model, { 10 }, 3) -- a row of the table, no word of the vocabulary
+    assert.is_false(ok)
+    assert.matches("token 10 in idx is outside the vocabulary of 10 %(0 to 9%)", message)
+    assert.equal(3, #model:generate({ 9 }, 3))
+  end)
+
   it("draws the same tokens from the same generator, and stops at the stop token", function()
     local model = lm.models.gpt.GPT(small)
     local a = model:generate({ 0 }, 20, { generator = lm.Generator(5) })
@@ -133,7 +153,7 @@ describe("GPT", function()
       for _, part in ipairs { ... } do assert.is_truthy(message:find(part, 1, true), message) end
     end
     local good = lm.zeros({ 2, 8 }, { dtype = "i32" })
-    refused(lm.full({ 2, 8 }, 64, { dtype = "i32" }), nil, "embedding", "64")
+    refused(lm.full({ 2, 8 }, 64, { dtype = "i32" }), nil, "token 64", "vocabulary of 50")
     refused(good, lm.full({ 2, 8 }, 50, { dtype = "i32" }), "cross_entropy", "50")
     refused(good, lm.full({ 2, 8 }, -2, { dtype = "i32" }), "cross_entropy", "-2")
     refused(lm.zeros({ 1, 17 }, { dtype = "i32" }), nil, "17", "sequence_len is 16")

@@ -266,6 +266,13 @@ local function check_tokens(self, name, t, like)
   if t:size(2) > c.sequence_len then
     raise("GPT: %s has %d tokens a row; sequence_len is %d", name, t:size(2), c.sequence_len)
   end
+  -- the table of embeddings has more rows than the vocabulary where nanochat's padding adds some
+  if not like and c.vocab_size < self.wte:size(1) and t:numel() > 0 then
+    local largest = t:max():item()
+    if largest >= c.vocab_size then
+      raise("GPT: token %d in idx is outside the vocabulary of %d (0 to %d)", largest, c.vocab_size, c.vocab_size - 1)
+    end
+  end
   if like and (t:size(1) ~= like:size(1) or t:size(2) ~= like:size(2)) then
     raise("GPT: targets are %s, idx is %s; they must have one shape", t:describe(), like:describe())
   end
@@ -304,15 +311,38 @@ local function draw(p, top_k, generator)
   return last - 1
 end
 
+local function check_generate(tokens, count, options)
+  if type(tokens) ~= "table" or #tokens == 0 then
+    raise("generate: needs a table of at least one token to start from, got %s",
+      type(tokens) == "table" and "an empty one" or type(tokens))
+  end
+  if not lib.is_whole(count) or count < 0 then
+    raise("generate: count must be a whole number >= 0, got %s", tostring(count))
+  end
+  if type(options) ~= "table" then raise("generate: expected a table of options, got %s", type(options)) end
+  for name in pairs(options) do
+    if name ~= "temperature" and name ~= "top_k" and name ~= "stop" and name ~= "generator" then
+      raise("generate: unknown option '%s'; there are temperature, top_k, stop and generator", tostring(name))
+    end
+  end
+  local temperature, top_k = options.temperature or 1, options.top_k or 1
+  if type(temperature) ~= "number" or not (temperature >= 0 and temperature < math.huge) then
+    raise("generate: temperature must be a finite number >= 0, got %s", tostring(temperature))
+  end
+  if not lib.is_whole(top_k) or top_k < 1 then
+    raise("generate: top_k must be a whole number from 1, got %s", tostring(top_k))
+  end
+end
+
 --- Tokens after `tokens` (a table of numbers): up to `count` of them, ending before a `stop` token.
 -- options: temperature (1; 0 takes the likeliest), top_k (all), generator, stop.
 function GPT:generate(tokens, count, options)
   options = options or {}
+  check_generate(tokens, count, options)
   local c = self.config
   local temperature = options.temperature or 1
   local generator = options.generator or tensor.Generator(c.seed, 1000)
   local all, made = { unpack(tokens) }, {}
-  if #all == 0 then raise("generate: needs at least one token to start from") end
   for _ = 1, count do
     local context = { unpack(all, math.max(1, #all - c.sequence_len + 1)) }
     local token = autograd.no_grad(lib.scope, function()
