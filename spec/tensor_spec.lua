@@ -360,3 +360,39 @@ describe("a freed tensor", function()
     assert.same({ 2, 3 }, v:tolist())
   end)
 end)
+
+describe("assignment to an index", function()
+  it("fills, or copies into, that part", function()
+    local x = lm.zeros(2, 3)
+    x[1] = 5
+    x[-1] = lm.arange(1, 3)
+    assert.same({ { 5, 5, 5 }, { 1, 2, 3 } }, x:tolist())
+    assert.equal("f32 (3)", x[1]:describe())
+    x[2][3] = 7
+    assert.equal(7, x:item(2, 3))
+  end)
+  it("refuses other indices and values, and changes nothing", function()
+    local x = lm.zeros(2, 3)
+    arrays.refuses(function() x[3] = 1 end, "index 3")
+    arrays.refuses(function() x[1.5] = 1 end, "index 1.5")
+    arrays.refuses(function() x[1] = "a" end, "got string")
+    arrays.refuses(function() x[1] = lm.zeros(2) end, "(2)")
+    assert.same({ { 0, 0, 0 }, { 0, 0, 0 } }, x:tolist())
+  end)
+end)
+
+describe("nested tables", function()
+  it("are refused where they go deeper than a tensor", function()
+    local circle = {}
+    circle[1] = circle
+    arrays.refuses(function() lm.tensor(circle) end, "nested deeper than 8")
+  end)
+end)
+
+describe("set_threads", function()
+  it("refuses what is no number of threads", function()
+    for _, n in ipairs { "a", 0, 1.5, 1e10, 0 / 0 } do
+      arrays.refuses(function() lm.set_threads(n) end, "set_threads")
+    end
+  end)
+end)

@@ -31,7 +31,12 @@ end
 
 --- Threads of the engine's loops.
 function lm.threads() return lib.C.lm_threads() end
-function lm.set_threads(n) lib.call(lib.C.lm_set_threads, n) end
+function lm.set_threads(n)
+  if not lib.is_whole(n) or math.abs(n) > 2 ^ 31 - 1 then
+    lib.raise("set_threads: %s is not a whole number in 1..1024", tostring(n))
+  end
+  lib.call(lib.C.lm_set_threads, n)
+end
 
 --- Bytes in live tensors, their peak, bytes kept for reuse, and blocks ever asked of the system.
 function lm.memory()

@@ -18,8 +18,9 @@ local own_prefix = own_source:match("^@lumuon:") or own_source:match("^(@.*/)lib
 
 local function find_namespace()
   if pcall(function() return ffi.C.lm_abi_version end) then return ffi.C end -- inside the executable
-  local root = own_source:match("^@(.*)/lua/lumuon/lib%.lua$")
-  local prefix = own_source:match("^@(.*)/share/lua/5%.1/lumuon/lib%.lua$")
+  local own_path = own_source:gsub("^@([^/])", "@./%1") -- found through a relative LUA_PATH
+  local root = own_path:match("^@(.*)/lua/lumuon/lib%.lua$")
+  local prefix = own_path:match("^@(.*)/share/lua/5%.1/lumuon/lib%.lua$")
   local tried = {}
   for _, path in ipairs {
     os.getenv("LUMUON_LIBRARY") or "", prefix and prefix .. "/lib/liblumuon.so" or "",

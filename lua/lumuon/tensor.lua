@@ -187,6 +187,7 @@ local function sizes_of(value, sizes, depth, what)
     return
   end
   local n = #value
+  if depth > MAX_DIMS then raise("%s: tables nested deeper than %d, the most dims there are", what, MAX_DIMS) end
   if sizes.leaves and depth >= sizes.leaves then
     raise("%s: numbers and tables side by side at depth %d", what, depth - 1)
   end
