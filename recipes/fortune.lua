@@ -110,13 +110,11 @@ local function sample(i, length)
   }))
 end
 
-local steps_done = 0
---- At the prompt: train n more steps.
+--- At the prompt: train n more steps. The optimizer counts them: Ctrl-C may come right after one.
 local function step(n)
   for _ = 1, n or 1 do
-    local loss = train_step(steps_done)
-    steps_done = steps_done + 1
-    print(("step %d  loss %.4f"):format(steps_done, loss))
+    local loss = train_step(opt.steps)
+    print(("step %d  loss %.4f"):format(opt.steps, loss))
   end
 end
 
@@ -155,5 +153,5 @@ for i = 1, o.steps do
 end
 log:close()
 
-for i = 1, 3 do print(("\n--- fortune %d ---\n%s"):format(i, sample(i))) end
+for i = 1, 3 do print(("\n--- fortune %d ---\n%s"):format(i, lm.train.printable(sample(i)))) end
 return session

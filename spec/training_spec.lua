@@ -76,3 +76,13 @@ for _, version in ipairs { "seed", "head" } do
     end)
   end)
 end
+
+describe("printable", function()
+  it("keeps UTF-8, tabs and line breaks, and nothing that could change a terminal", function()
+    local printable = require("lumuon").train.printable
+    local text = "a\tb\n\195\169 \194\171 \226\130\172 \240\159\153\130"
+    assert.equal(text, printable(text))
+    assert.equal("?[31m?? ?x?", printable "\27[31m\0\127 \255x\195")
+    assert.equal("?", (printable "\194\155":gsub("%?+", "?"))) -- the control characters above 127
+  end)
+end)

@@ -37,6 +37,22 @@ function train.count(n)
   return ("%d"):format(n)
 end
 
+--- Text for a terminal: control characters, which could change its state, and bytes that are not UTF-8
+-- become "?". A young model writes both.
+local LETTERS = { "^[\t\n\32-\126]+", "^\194[\160-\191]", "^[\195-\223][\128-\191]", "^\224[\160-\191][\128-\191]",
+  "^[\225-\236\238\239][\128-\191][\128-\191]", "^\237[\128-\159][\128-\191]",
+  "^\240[\144-\191][\128-\191][\128-\191]", "^[\241-\243][\128-\191][\128-\191][\128-\191]" }
+function train.printable(text)
+  local out, at = {}, 1
+  while at <= #text do
+    local letter
+    for _, pattern in ipairs(LETTERS) do letter = letter or text:match(pattern, at) end
+    out[#out + 1] = letter or "?"
+    at = at + #(letter or "?")
+  end
+  return table.concat(out)
+end
+
 --- Print rows { {"name", value}, ... } as two aligned columns under a title.
 function train.print_table(title, rows)
   local width = 0
