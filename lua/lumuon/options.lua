@@ -140,7 +140,7 @@ function M.parse(definitions, argv)
     local word = tostring(argv[i])
     local name, text = word:match("^%-%-([%w_%-]+)=(.*)$")
     name = name or word:match("^%-%-([%w_%-]+)$")
-    if word == "--help" or word == "-h" then return nil, nil, true end
+    if word == "--help" or word == "-h" or name == "help" and not specs.help then return nil, nil, true end
     if not name then
       return nil, ("unexpected argument '%s': options are given as --name=value"):format(word)
     end
