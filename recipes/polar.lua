@@ -3,9 +3,9 @@
 local lm = require "lumuon"
 
 local o = lm.options {
-  rows = 48,
-  cols = 128,
-  seed = 1,
+  rows = { default = 48, min = 1 },
+  cols = { default = 128, min = 1 },
+  seed = { default = 1, min = 0 },
   steps = { default = 5, min = 1, max = 5, help = "iterations, each with coefficients of its own" },
   precision = { default = "f32", choices = { "f32", "bf16" } },
 }
