@@ -211,9 +211,9 @@ describe("the sharded optimizer", function()
   end)
 
   with_ranks("refuses ranks that run another recipe", function()
-    local r = command.shell(("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout -s KILL 60 "
-      .. "mpirun --oversubscribe -n 1 %s run spec/dist/steps.lua : -n 1 %s run spec/dist/steps.lua --steps=3"):format(
-      command.quote(command.lumuon), command.quote(command.lumuon)))
+    local script = { "run", "spec/dist/steps.lua" }
+    local other = { "run", "spec/dist/steps.lua", "--steps=3" }
+    local r = mpi.mpirun(("-n 1 %s : -n 1 %s"):format(mpi.command(script), mpi.command(other)))
     assert.not_equal(0, r.code)
     assert.matches("the ranks differ in what they run: rank 0 has 'arguments: ', rank 1 has 'arguments: %-%-steps=3'",
       r.err)
