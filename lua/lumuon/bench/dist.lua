@@ -73,17 +73,28 @@ end
 
 local box
 
---- The slowest rank's seconds of f(), the median of `runs`.
-local function timed(runs, f)
-  local list = {}
+--- The slowest rank's seconds of f().
+local function timed(f)
+  dist.barrier()
+  local begun = clock()
+  f()
+  box:fill(clock() - begun)
+  return dist.all_reduce(box, "max"):item()
+end
+
+--- Medians over rounds in which each phase is timed once, one after the other: a machine whose speed changes
+-- changes them together. Also that of overlapped / max(arithmetic, communication).
+local function rounds(runs, p)
+  local lists, ratios, medians = {}, {}, {}
   for i = 1, runs do
-    dist.barrier()
-    local begun = clock()
-    f()
-    box:fill(clock() - begun)
-    list[i] = dist.all_reduce(box, "max"):item()
+    for _, name in ipairs { "arithmetic", "communication", "one_by_one", "overlapped" } do -- on every rank so
+      lists[name] = lists[name] or {}
+      lists[name][i] = timed(p[name])
+    end
+    ratios[i] = lists.overlapped[i] / math.max(lists.arithmetic[i], lists.communication[i])
   end
-  return report.median(list)
+  for name, list in pairs(lists) do medians[name] = report.median(list) end
+  return medians, report.median(ratios)
 end
 
 local function write(_, f, ...) call(f, ...) end
@@ -143,23 +154,21 @@ function M.run(args)
   local before = dist.wire_bytes()
   p.overlapped()
   local wire = dist.wire_bytes() - before
-  local arithmetic = timed(o.runs, p.arithmetic)
-  local undelayed = timed(o.runs, p.communication)
+  local plain = rounds(o.runs, p)
   local shares, sent = {}, {}
   for i, text in ipairs(dist.all_strings(("%d %.0f"):format(opt:state_bytes(), wire))) do
     local bytes, out = text:match("(%d+) (%d+)")
     shares[i], sent[i] = tonumber(bytes) / single, tonumber(out)
   end
-  if o.delay > 0 and least > 0 then call(C.lm_dist_set_delay, o.delay * arithmetic / wire) end
-  local communication = timed(o.runs, p.communication)
-  local one_by_one = timed(o.runs, p.one_by_one)
-  local overlapped = timed(o.runs, p.overlapped)
+  if o.delay > 0 and least > 0 then call(C.lm_dist_set_delay, o.delay * plain.arithmetic / wire) end
+  local times, of_the_longer = rounds(o.runs, p)
   call(C.lm_dist_set_delay, 0)
   local result = { bench = "dist", machine = report.machine(), model = o.model, scale = o.scale, ranks = size,
     precision = o.precision, transport = dist.transport(), state_bytes_alone = single, state_share = shares,
-    wire_bytes = sent, wire_least = least, arithmetic_ms = arithmetic * 1e3, communication_ms = communication * 1e3,
-    communication_without_delay_ms = undelayed * 1e3, delay = o.delay, one_by_one_ms = one_by_one * 1e3,
-    overlapped_ms = overlapped * 1e3, of_the_longer = overlapped / math.max(arithmetic, communication) }
+    wire_bytes = sent, wire_least = least, arithmetic_ms = times.arithmetic * 1e3,
+    communication_ms = times.communication * 1e3, communication_without_delay_ms = plain.communication * 1e3,
+    delay = o.delay, one_by_one_ms = times.one_by_one * 1e3, overlapped_ms = times.overlapped * 1e3,
+    of_the_longer = of_the_longer }
   print(("%s, widths / %d, %d ranks over %s, %d threads each, products in %s"):format(o.model, o.scale, size,
     result.transport, C.lm_threads(), o.precision))
   print(opt:assignment())
@@ -169,10 +178,11 @@ function M.run(args)
     size, 100 / size))
   print(("bytes on the wire  %.3f MB a rank and step; the least is %.3f MB%s"):format(most / 1e6, least / 1e6,
     least > 0 and (" (%.2f %% more)"):format(100 * (most / least - 1)) or ""))
-  print(("step               arithmetic %.1f ms, communication %.1f ms%s"):format(arithmetic * 1e3, communication * 1e3,
-    o.delay > 0 and (" (%.1f ms without the delay)"):format(undelayed * 1e3) or ""))
+  print(("step               arithmetic %.1f ms, communication %.1f ms%s"):format(times.arithmetic * 1e3,
+    times.communication * 1e3,
+    o.delay > 0 and (" (%.1f ms without the delay)"):format(plain.communication * 1e3) or ""))
   print(("                   one by one %.1f ms, overlapped %.1f ms: %.2f times the longer of the two"):format(
-    one_by_one * 1e3, overlapped * 1e3, result.of_the_longer))
+    times.one_by_one * 1e3, times.overlapped * 1e3, of_the_longer))
   if rank == 0 then report.save(o.json, result) end
   return 0
 end
