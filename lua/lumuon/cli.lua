@@ -144,7 +144,6 @@ function M.load_script(path, args)
   local list = { [0] = found }
   for i, a in ipairs(args) do list[i] = a end
   _G.arg = list
-  require("lumuon.options").fail = function(message) error(M.usage_error(message), 0) end
   return chunk
 end
 
@@ -265,6 +264,7 @@ function M.main(args)
     local final = leave_early(code)
     exit(final, close ~= false)
   end
+  require("lumuon.options").fail = function(message) error(M.usage_error(message), 0) end
   io.stdout:setvbuf("line") -- a log seen through a pipe is seen as it is written
   local name = args[1]
   if not name then

@@ -1,8 +1,10 @@
 --- `lumuon bench train`: the training step of a recipe, in tokens a second, and how much of it is Lua.
+local cli = require "lumuon.cli"
 local lib = require "lumuon.lib"
 local train = require "lumuon.train"
 local options = require "lumuon.options"
-local C, ffi = lib.C, lib.ffi
+local report = require "lumuon.bench.report"
+local C, median = lib.C, report.median
 
 local M = { help = "a recipe's training step: tokens a second, and the share of Lua" }
 
@@ -13,20 +15,11 @@ local own = {
   json = { default = "", help = "a file for the figures" },
 }
 
-local function median(values)
-  table.sort(values)
-  local n = #values
-  return n % 2 == 1 and values[(n + 1) / 2] or (values[n / 2] + values[n / 2 + 1]) / 2
-end
-
 --- The recipe's session, made with the options that are not ours.
 local function open_session(path, rest)
   local lm = require "lumuon"
   lm.interactive = true
-  rawset(_G, "arg", rest)
-  rest[0] = path
-  package.path = (path:match("^(.*)/[^/]*$") or ".") .. "/?.lua;" .. package.path
-  local chunk, message = loadfile(path)
+  local chunk, message = cli.load_script(path, rest)
   if not chunk then options.fail("bench train: " .. message) end
   local session = chunk()
   if type(session) ~= "table" or type(session.train_step) ~= "function" or not session.tokens_per_step then
@@ -54,28 +47,28 @@ function M.run(args)
     share[i] = lua[i] / seconds
   end
   allocs = C.lm_memory_system_allocs() - allocs
-  local ms, lua_ms, lua_share = median(total) * 1e3, median(lua) * 1e3, median(share)
-  local speed = session.tokens_per_step / ms * 1e3
-  local flops = session.model and session.model.flops_per_token and session.model:flops_per_token() * speed
-  train.print_table(("training step of %s, median of %d"):format(o.recipe, o.count), {
-    { "step", ("%.1f ms (%.1f to %.1f)"):format(ms, total[1] * 1e3, total[#total] * 1e3) },
-    { "tokens a second", train.count(speed) },
-    { "arithmetic", flops and ("%.0f GFLOP/s (6 a weight and token, and attention)"):format(flops / 1e9) or "-" },
-    { "in Lua", ("%.2f ms, %.2f %% of the step"):format(lua_ms, lua_share * 100) },
-    { "memory", ("%.0f MB live at most; %d blocks asked of the system while measured"):format(
-      C.lm_memory_peak() / 1e6, allocs) },
-    { "threads", C.lm_threads() },
-    { "kernels", ffi.string(C.lm_cpu_variant()) },
-  })
-  if o.json ~= "" then
-    local file, message = io.open(o.json, "w")
-    if not file then options.fail("bench train: cannot write " .. message) end
-    file:write(('{"recipe": "%s", "tokens_per_step": %d, "ms": %.4g, "tokens_per_second": %.6g, "flops_per_second": '
-      .. '%.6g, "lua_ms": %.4g, "lua_share": %.4g, "peak_bytes": %.0f, "system_allocs": %d, "threads": %d, '
-      .. '"kernels": "%s"}\n'):format(o.recipe, session.tokens_per_step, ms, speed, flops or 0, lua_ms, lua_share,
-      C.lm_memory_peak(), allocs, C.lm_threads(), ffi.string(C.lm_cpu_variant())))
-    file:close()
+  local step, machine = median(total), report.machine()
+  local figures = {
+    bench = "train", recipe = o.recipe, machine = machine, steps = o.count,
+    tokens_per_step = session.tokens_per_step, ms = step * 1e3, tokens_per_second = session.tokens_per_step / step,
+    lua_ms = median(lua) * 1e3, lua_share = median(share), peak_bytes = C.lm_memory_peak(), system_allocs = allocs,
+  }
+  if session.model and session.model.flops_per_token then
+    figures.gflop_per_s = session.model:flops_per_token() * figures.tokens_per_second / 1e9
   end
+  table.sort(total)
+  train.print_table(("training step of %s, median of %d"):format(o.recipe, o.count), {
+    { "step", ("%.1f ms (%.1f to %.1f)"):format(figures.ms, total[1] * 1e3, total[#total] * 1e3) },
+    { "tokens a second", train.count(figures.tokens_per_second) },
+    { "arithmetic", figures.gflop_per_s
+      and ("%.0f GFLOP/s (6 a weight and token, and attention)"):format(figures.gflop_per_s) or "-" },
+    { "in Lua", ("%.2f ms, %.2f %% of the step"):format(figures.lua_ms, figures.lua_share * 100) },
+    { "memory", ("%.0f MB live at most; %d blocks asked of the system while measured"):format(
+      figures.peak_bytes / 1e6, allocs) },
+    { "machine", ("%s, %s kernels, %d threads, oneDNN %s"):format(machine.cpu, machine.kernels, machine.threads,
+      machine.onednn) },
+  })
+  report.save(o.json, figures)
   return 0
 end
 

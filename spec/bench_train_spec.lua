@@ -1,0 +1,32 @@
+local command = require "spec.command"
+local json = require "dkjson"
+
+describe("lumuon bench train", function()
+  it("measures a recipe's step: tokens a second, the share of Lua, no memory from the system", function()
+    local folder = command.folder()
+    finally(function() command.remove(folder) end)
+    local run = command.shell(command.lumuon .. " bench train --warmup=3 --count=5 --json=" .. folder
+      .. "/figures.json --n_layer=2 --n_embd=64 --n_head=2 --batch_size=2")
+    assert.equal(0, run.code, run.err)
+    assert.truthy(run.out:find("median of 5", 1, true), run.out)
+    local figures = json.decode(command.read(folder .. "/figures.json"))
+    assert.equal(256, figures.tokens_per_step)
+    assert.equal(0, figures.system_allocs)
+    assert.is_true(math.abs(figures.tokens_per_second * figures.ms / 1e3 - 256) < 1e-3)
+    assert.is_true(figures.lua_share > 0 and figures.lua_share < 1)
+    assert.is_true(figures.lua_ms > 0 and figures.lua_ms < figures.ms)
+    assert.is_string(figures.machine.cpu)
+  end)
+
+  it("passes what is not its own to the recipe, and says what is wrong with it", function()
+    local run = command.shell(command.lumuon .. " bench train --n_layers=2")
+    assert.equal(2, run.code)
+    assert.truthy(run.err:find("unknown option --n_layers; did you mean --n_layer?", 1, true), run.err)
+    run = command.shell(command.lumuon .. " bench train --recipe=recipes/polar.lua")
+    assert.equal(2, run.code)
+    assert.truthy(run.err:find("returns no session with train_step", 1, true), run.err)
+    run = command.shell(command.lumuon .. " bench train --recipe=nowhere.lua")
+    assert.equal(2, run.code)
+    assert.truthy(run.err:find("nowhere.lua", 1, true), run.err)
+  end)
+end)
