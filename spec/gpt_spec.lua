@@ -114,7 +114,7 @@ describe("GPT", function()
     refuses("top_k .*got 0", { 1 }, 3, { top_k = 0 })
     local ok, message = pcall(model.generate, model, { 10 }, 3) -- a row of the table, no word of the vocabulary
     assert.is_false(ok)
-    assert.matches("token 10 in idx is outside the vocabulary of 10 %(0 to 9%)", message)
+    assert.matches("index 10 at position .* is outside the vocabulary of 10 %(0 to 9%)", message)
     assert.equal(3, #model:generate({ 9 }, 3))
   end)
 
@@ -153,7 +153,7 @@ describe("GPT", function()
       for _, part in ipairs { ... } do assert.is_truthy(message:find(part, 1, true), message) end
     end
     local good = lm.zeros({ 2, 8 }, { dtype = "i32" })
-    refused(lm.full({ 2, 8 }, 64, { dtype = "i32" }), nil, "token 64", "vocabulary of 50")
+    refused(lm.full({ 2, 8 }, 64, { dtype = "i32" }), nil, "index 64", "vocabulary of 50")
     refused(good, lm.full({ 2, 8 }, 50, { dtype = "i32" }), "cross_entropy", "50")
     refused(good, lm.full({ 2, 8 }, -2, { dtype = "i32" }), "cross_entropy", "-2")
     refused(lm.zeros({ 1, 17 }, { dtype = "i32" }), nil, "17", "sequence_len is 16")
