@@ -31,7 +31,7 @@ local o = lm.options {
   matrix_lr = { default = 0.03, min = 0, help = "Muon's" },
   precision = { default = "auto", choices = { "auto", "f32", "bf16" }, help = "of Muon's products; auto: the faster" },
   embedding_lr = { default = 0.2, min = 0, help = "at a width of 768; AdamW's beside Muon" },
-  adamw_lr = { default = 0.003, min = 0, help = "of --optimizer=adamw, every parameter" },
+  adamw_lr = { default = 0.012, min = 0, help = "of --optimizer=adamw, every parameter" },
   weight_decay = { default = 0, type = "number", min = 0, help = "at the start; falls to 0" },
   warmdown_ratio = { default = 0.65, min = 0, max = 1, help = "share of the steps in which lr falls" },
 }
