@@ -64,12 +64,6 @@ function lib.raise(format, ...)
 end
 local raise = lib.raise
 
---- raise(format, ...) unless condition.
-function lib.check(condition, format, ...)
-  if not condition then raise(format, ...) end
-  return condition
-end
-
 -- ---- memory ---------------------------------------------------------------------------------------
 
 -- The garbage collector sees a handle's few bytes, not its tensor's. So: once live tensors pass this
