@@ -172,4 +172,19 @@ describe("matmul", function()
     assert.is_false(ok)
     assert.truthy(message:find("alpha", 1, true), message)
   end)
+
+  it("runs a long product in blocks of rows, which change nothing", function()
+    -- 7e10 operations are past the bound, halves of them are not
+    local a = lm.randn(4000, 3000, { generator = lm.Generator(1) })
+    local b = lm.randn(3000, 3000, { generator = lm.Generator(2) })
+    for _, dtype in ipairs { "f32", "bf16" } do
+      local x, y = a:to(dtype), b:to(dtype)
+      for label, left in pairs { plain = x, transposed = x:t():contiguous():t() } do
+        local whole = left:matmul(y)
+        local halves = lm.cat { left:narrow(1, 1, 2000):matmul(y), left:narrow(1, 2001, 2000):matmul(y) }
+        local off = (whole:to("f32") - halves:to("f32")):norm():item() / halves:to("f32"):norm():item()
+        assert.is_true(off < 1e-6, ("%s %s: %.2e"):format(dtype, label, off))
+      end
+    end
+  end)
 end)

@@ -228,7 +228,8 @@ LM_API int lm_count_nonfinite(double *out, const lm_tensor *a);
 
 /* out = alpha * a @ b + beta * out. a (..., M, K), b (..., K, N), out (..., M, N); leading dims
  * equal, or b has none. Any strides. Both f32, both bf16, or mixed (cast to f32); f32 accumulation.
- * Allocated out: f32 if either is f32, else bf16. beta != 0 needs *out given. */
+ * Allocated out: f32 if either is f32, else bf16. beta != 0 needs *out given. Interrupted, a given
+ * *out may be half-written. */
 LM_API int lm_matmul(lm_tensor **out, const lm_tensor *a, const lm_tensor *b, double alpha,
                      double beta);
 /* A linear layer: out = x w' (+ residual, unless NULL). x (..., in) contiguous, w (out, in),

@@ -60,6 +60,25 @@ typedef struct batch {
   int status;
 } batch;
 
+/* A product that takes long runs by blocks of rows, so that Ctrl-C is seen between them. */
+static int run_product(lm__gemm product) {
+  const int64_t m = product.m, in_size = lm_dtype_size(product.in);
+  const int64_t out_size = lm_dtype_size(product.out);
+  const double work = 2.0 * (double)m * (double)product.n * (double)product.k, most = 5e10;
+  int64_t rows = m;
+  if (work > most) rows = ((int64_t)((double)m * most / work) / 64 + 1) * 64;
+  const char *a = product.a;
+  char *c = product.c;
+  for (int64_t first = 0; first < m; first += rows) {
+    if (first > 0 && lm_interrupted()) return lm__fail(LM_EINTERRUPT, "matmul: interrupted");
+    product.m = m - first < rows ? m - first : rows;
+    product.a = a + first * (product.transpose_a ? 1 : product.lda) * in_size;
+    product.c = c + first * product.ldc * out_size;
+    LM__TRY(lm__gemm_run(&product));
+  }
+  return LM_OK;
+}
+
 static void range_products(int64_t begin, int64_t end, void *arg) {
   batch *w = arg;
   for (int64_t i = begin; i < end; i++) {
@@ -75,7 +94,7 @@ static void range_products(int64_t begin, int64_t end, void *arg) {
     product.a = (const char *)product.a + a * lm_dtype_size(w->a->dtype);
     product.b = (const char *)product.b + b * lm_dtype_size(w->b->dtype);
     product.c = (char *)product.c + out * lm_dtype_size(w->out->dtype);
-    const int status = lm__gemm_run(&product);
+    const int status = run_product(product);
     if (status != LM_OK) __atomic_store_n(&w->status, status, __ATOMIC_RELAXED);
   }
 }
