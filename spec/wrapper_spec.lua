@@ -58,7 +58,7 @@ describe("the wrapper", function()
     local r = lumuon("run 'a b' --c=1")
     assert.equal("built: run a b --c=1\n", r.out)
     assert.equal(7, r.code)
-    assert.equal("lumuon: configuring\nlumuon: building (about a minute on two cores)\n",
+    assert.equal("lumuon: configuring\nlumuon: building (under a minute on two cores)\n",
       (r.err:gsub("lumuon: built in %d+ s\n$", "")))
     assert.matches("^cmake %-S .*\ncmake %-%-build [^\n]*\n$", calls())
     assert.matches("compiling things", read(project:sub(2, -2) .. "/build/setup.log"))
