@@ -30,3 +30,16 @@ describe("lumuon bench train", function()
     assert.truthy(run.err:find("nowhere.lua", 1, true), run.err)
   end)
 end)
+
+describe("lumuon bench", function()
+  it("says which option it does not know, or cannot take", function()
+    for _, name in ipairs { "optim", "dist" } do
+      local run = command.shell(command.lumuon .. " bench " .. name .. " --modle=d4")
+      assert.equal(2, run.code)
+      assert.truthy(run.err:find("unknown option --modle; did you mean --model?", 1, true), run.err)
+      run = command.shell(command.lumuon .. " bench " .. name .. " --model=x")
+      assert.equal(2, run.code)
+      assert.truthy(run.err:find("--model=x: expected d and a depth", 1, true), run.err)
+    end
+  end)
+end)

@@ -10,28 +10,14 @@ local optim = require "lumuon.optim"
 local sharded = require "lumuon.optim.sharded"
 local dist = require "lumuon.dist"
 local options = require "lumuon.options"
+local group_table = require "lumuon.bench.groups"
 local report = require "lumuon.bench.report"
 local clock = require "lumuon.clock"
 local C, call = lib.C, lib.call
 
 local M = { help = "several processes: bytes on the wire, state a rank, overlap (under mpirun)" }
 
---- nanochat's groups at a depth, widths and vocabulary divided by `scale`.
-local function group_table(depth, scale)
-  local head_dim = 128
-  local heads = math.ceil(depth * 64 / head_dim)
-  local width, vocab, gated = heads * head_dim / scale, 32768 / scale, math.ceil(depth / 2)
-  if width % 1 ~= 0 or vocab % 1 ~= 0 then
-    options.fail(("--scale=%d does not divide the width %d and the vocabulary 32768"):format(scale, heads * head_dim))
-  end
-  local muon = { { 4 * depth, width, width }, { depth, 4 * width, width }, { depth, width, 4 * width },
-    { gated, heads, 32 } }
-  local adamw = { { { vocab, width } }, { { vocab, width } }, {}, { { depth } }, { { depth } } }
-  for i = 1, gated do adamw[3][i] = { vocab, width } end
-  return muon, adamw
-end
-
-local function make_groups(depth, scale, precision)
+local function make_groups(muon, adamw, precision)
   local generator, groups, count = tensor.Generator(1), {}, 0
   local function parameter(sizes)
     count = count + 1
@@ -39,7 +25,6 @@ local function make_groups(depth, scale, precision)
     p.grad:normal_(0, 1, tensor.Generator(2 + dist.rank(), count))
     return p
   end
-  local muon, adamw = group_table(depth, scale)
   for _, sizes in ipairs(adamw) do
     local params = {}
     for i, s in ipairs(sizes) do params[i] = parameter(s) end
@@ -51,7 +36,7 @@ local function make_groups(depth, scale, precision)
     groups[#groups + 1] = { kind = "muon", lr = 1e-3, params = params, precision = precision }
   end
   groups.shard = true
-  return groups, muon, adamw
+  return groups
 end
 
 --- Bytes one process alone would hold, and the least a rank must send in a step: of each gradient and each
@@ -131,7 +116,7 @@ end
 
 --- @param args of the command line; returns the exit code
 function M.run(args)
-  local o = options.parse({
+  local o = options({
     model = { default = "d12", help = "groups of nanochat's GPT of this depth: d4, d12, ..." },
     scale = { default = 8, min = 1, help = "divide widths and vocabulary by this" },
     runs = { default = 5, min = 3, max = 1000, help = "timed runs of each" },
@@ -141,13 +126,11 @@ function M.run(args)
     threads = { default = 0, min = 0, max = 1024, help = "of each rank; 0: its share of the cores" },
     json = { default = "", help = "write the figures to this file" },
   }, args)
-  local depth = tonumber(o.model:match("^d(%d+)$"))
-  if not depth or depth < 1 then options.fail(("--model=%s: expected d and a depth, such as d12"):format(o.model)) end
+  local muon, adamw = group_table.of(o.model, o.scale)
   local rank, size = dist.init()
   if o.threads > 0 then call(C.lm_set_threads, o.threads) end
   box = tensor.zeros(1)
-  local groups, muon, adamw = make_groups(depth, o.scale, o.precision)
-  local opt = optim.MuonAdamW(groups)
+  local opt = optim.MuonAdamW(make_groups(muon, adamw, o.precision))
   local single, least = ideal(muon, adamw, size)
   local p = phases(opt)
   p.arithmetic() -- scratch memory, caches

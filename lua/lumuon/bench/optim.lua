@@ -4,27 +4,22 @@ local tensor = require "lumuon.tensor"
 local banks = require "lumuon.optim.banks"
 local group_options = require "lumuon.optim.options"
 local options = require "lumuon.options"
+local group_table = require "lumuon.bench.groups"
 local report = require "lumuon.bench.report"
 local clock = require "lumuon.clock"
 local ffi, C, call = lib.ffi, lib.C, lib.call
 
 local M = { help = "AdamW in GB/s beside a copy, Muon in ms and GFLOP/s per shape" }
 
-local VOCAB = 32768
-
---- What nanochat's GPT of this depth has: { count, rows, cols } of its Muon groups, and the sizes of
--- its AdamW tensors.
-local function model_shapes(depth)
-  local head_dim = 128
-  local width = math.ceil(depth * 64 / head_dim) * head_dim
-  local gated = math.ceil(depth / 2) -- layers with a value embedding
-  local muon = {
-    { 4 * depth, width, width }, { depth, 4 * width, width }, { depth, width, 4 * width },
-    { gated, width / head_dim, 32 },
-  }
-  local adamw = { depth, depth, VOCAB * width, VOCAB * width }
-  for _ = 1, gated do adamw[#adamw + 1] = VOCAB * width end
-  return muon, adamw
+--- What nanochat's GPT of this depth has: { count, rows, cols } of its Muon groups, and the elements of
+-- each of its AdamW tensors.
+local function model_shapes(model)
+  local muon, adamw = group_table.of(model)
+  local elements = {}
+  for _, group in ipairs(adamw) do
+    for _, sizes in ipairs(group) do elements[#elements + 1] = sizes[1] * (sizes[2] or 1) end
+  end
+  return muon, elements
 end
 
 --- Seconds of each of n runs of f, after one that is not counted.
@@ -100,7 +95,7 @@ end
 
 --- @param args of the command line; returns the exit code
 function M.run(args)
-  local o = options.parse({
+  local o = options({
     model = { default = "d4", help = "shapes of nanochat's GPT of this depth: d4, d12, ..." },
     shape = { default = "", help = "one Muon bank K,rows,cols instead of a model's" },
     precision = { default = "both", choices = { "both", "f32", "bf16" }, help = "of Muon's products" },
@@ -111,9 +106,7 @@ function M.run(args)
   if o.threads > 0 then call(C.lm_set_threads, o.threads) end
   local machine = report.machine()
   local result = { bench = "optim", machine = machine, muon = {} }
-  local depth = tonumber(o.model:match("^d(%d+)$"))
-  if not depth or depth < 1 then options.fail(("--model=%s: expected d and a depth, such as d12"):format(o.model)) end
-  local shapes, sizes = model_shapes(depth)
+  local shapes, sizes = model_shapes(o.model)
   if o.shape ~= "" then shapes, sizes = { { parse_shape(o.shape) } }, nil end
   print(("%s, %s kernels, %d threads, oneDNN %s"):format(machine.cpu, machine.kernels, machine.threads,
     machine.onednn))
