@@ -49,7 +49,6 @@ typedef struct lm__comm_table {
 } lm__comm_table;
 
 extern const lm__comm_table lm__comm_self;
-const lm__comm_table *lm__comm_mpi(void); /* NULL in a build without it */
 
 double lm__clock(void); /* seconds, monotonic */
 const char *lm__collective_name(int kind);

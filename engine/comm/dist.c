@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "comm/comm.h"
+#include "comm/transport.h"
 #include "core/error.h"
 
 static int world_rank, world_size = 1;
@@ -12,7 +12,7 @@ static bool initialized;
 
 int lm_dist_available(int transport) {
   if (transport == LM_DIST_SELF) return 1;
-  return transport == LM_DIST_MPI && lm__comm_mpi() != NULL;
+  return transport == LM_DIST_MPI && lm__transport_mpi() != NULL;
 }
 
 static int need_seconds(const char *op, const char *name, double value) {
@@ -25,13 +25,12 @@ int lm_dist_init(const lm_dist_options *o) {
   if (initialized) return lm__fail(LM_EINVAL, "dist_init: was called before");
   LM__TRY(need_seconds("dist_init", "timeout", o->timeout));
   LM__TRY(need_seconds("dist_init", "start_timeout", o->start_timeout));
-  const lm__comm_table *table = o->transport == LM_DIST_SELF  ? &lm__comm_self
-                                : o->transport == LM_DIST_MPI ? lm__comm_mpi()
-                                                              : NULL;
-  if (!table)
+  const lm__transport *transport = o->transport == LM_DIST_MPI ? lm__transport_mpi() : NULL;
+  if (o->transport != LM_DIST_SELF && !transport)
     return lm__fail(LM_ENOTSUP,
                     "dist_init: this build has no MPI; install libopenmpi-dev and openmpi-bin, "
                     "then build again");
+  const lm__comm_table *table = transport ? lm__comm_over(transport) : &lm__comm_self;
   LM__TRY(lm__queue_start(table, o->timeout, o->start_timeout, &world_rank, &world_size));
   initialized = true;
   return LM_OK;

@@ -1,34 +1,15 @@
-/* Collectives over MPI, for tensors in the machine's memory. Made of point-to-point messages:
- *
- *   every collective   a header to each rank: who has arrived, and in which collective
- *   reduce_scatter     each rank sends slice r to rank r, which adds them up in rank order
- *   all_gather         each rank sends its slice to all
- *   all_reduce         both; up to SMALL elements everyone sends all it has to all
- *   broadcast          a binomial tree;  gather: each rank to root
- *
- * So the sum is in rank order whatever MPI's own algorithms are, each rank sends (N-1)/N of the
- * data, which is the least possible, and whoever waits knows for whom. MPI 3.1 counts in int:
- * messages are pieces of at most 64 MiB. All calls, MPI_Init's too, come from one thread
- * (FUNNELED).
- */
+/* Messages by MPI. MPI 3.1 counts in int, which LM__MESSAGE fits. All calls, MPI_Init's too, come
+ * from one thread (FUNNELED); nothing moves unless one of them is made. */
 #include <mpi.h>
-#include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
-#include "comm/comm.h"
+#include "comm/transport.h"
 #include "core/error.h"
 
-enum { SMALL = 8192, HEADER_TAG = 1, DATA_TAG = 2 };
-static const int64_t REDUCE_PIECE = (int64_t)1 << 18; /* elements */
-static const int64_t PIECE = (int64_t)1 << 26;        /* bytes */
+enum { TAG = 1 };
 
 static MPI_Comm comm = MPI_COMM_NULL;
-static int rank, size;
-static char *received; /* reduce: what the other ranks sent, kept from one collective to the next */
-static size_t received_bytes;
+static int rank;
 
 static int check(const char *what, int code) {
   char text[MPI_MAX_ERROR_STRING] = "";
@@ -38,312 +19,25 @@ static int check(const char *what, int code) {
   return lm__fail(LM_EDIST, "dist: %s on rank %d: %s", what, rank, text);
 }
 
-/* ---- a batch of messages ---- */
-
-typedef struct batch {
-  MPI_Request *requests;
-  int *peers, *finished;
-  int n, capacity;
-} batch;
-
-/* After an error the messages may still be on their way: their memory is left alone. */
-static void batch_free(batch *b) {
-  free(b->requests);
-  free(b->peers);
-  free(b->finished);
-  *b = (batch){0};
+static int post_send(int to, const void *data, int bytes, void *request) {
+  return check("sending", MPI_Isend(data, bytes, MPI_BYTE, to, TAG, comm, request));
 }
 
-static int add(batch *b, int peer) {
-  if (b->n == b->capacity) {
-    const int capacity = b->capacity ? 2 * b->capacity : 64;
-    MPI_Request *requests = malloc((size_t)capacity * sizeof *requests);
-    int *peers = malloc((size_t)capacity * sizeof *peers);
-    int *finished = malloc((size_t)capacity * sizeof *finished);
-    if (!requests || !peers || !finished) {
-      free(requests);
-      free(peers);
-      free(finished);
-      return lm__fail(LM_ENOMEM, "dist: out of memory for a message");
-    }
-    if (b->n > 0) {
-      memcpy(requests, b->requests, (size_t)b->n * sizeof *requests);
-      memcpy(peers, b->peers, (size_t)b->n * sizeof *peers);
-    }
-    free(b->requests);
-    free(b->peers);
-    free(b->finished);
-    *b = (batch){requests, peers, finished, b->n, capacity};
-  }
-  b->peers[b->n] = peer;
-  b->requests[b->n] = MPI_REQUEST_NULL;
-  b->n += 1;
+static int post_receive(int from, void *data, int bytes, void *request) {
+  return check("receiving", MPI_Irecv(data, bytes, MPI_BYTE, from, TAG, comm, request));
+}
+
+static int test(int n, void *requests, int *finished, int *count) {
+  LM__TRY(check("waiting", MPI_Testsome(n, requests, count, finished, MPI_STATUSES_IGNORE)));
+  if (*count == MPI_UNDEFINED) *count = -1;
   return LM_OK;
 }
 
-static int post(batch *b, bool send, int peer, int tag, void *data, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += PIECE) {
-    const int n = (int)(bytes - at < PIECE ? bytes - at : PIECE);
-    LM__TRY(add(b, peer));
-    MPI_Request *request = &b->requests[b->n - 1];
-    char *piece = (char *)data + at;
-    if (send) {
-      LM__TRY(check("sending", MPI_Isend(piece, n, MPI_BYTE, peer, tag, comm, request)));
-      lm__wire_bytes += n;
-    } else {
-      LM__TRY(check("receiving", MPI_Irecv(piece, n, MPI_BYTE, peer, tag, comm, request)));
-    }
-  }
-  return LM_OK;
-}
-
-static void timed_out(const lm__collective *c, const batch *b) {
-  bool *arrived = malloc((size_t)size * sizeof *arrived);
-  if (!arrived) abort();
-  for (int r = 0; r < size; r++) arrived[r] = true;
-  for (int i = 0; i < b->n; i++)
-    if (b->requests[i] != MPI_REQUEST_NULL) arrived[b->peers[i]] = false;
-  lm__comm_timed_out(c, arrived, rank, size);
-}
-
-/* Until all of the batch is done. Nothing progresses unless MPI is called, so this polls: briefly
- * without a pause, then ever more rarely, so as to leave the cores to the arithmetic. */
-static int wait_all(const lm__collective *c, batch *b, double deadline) {
-  double quiet_since = lm__clock();
-  long pause = 5000; /* ns */
-  for (;;) {
-    int n = 0;
-    LM__TRY(
-        check("waiting", MPI_Testsome(b->n, b->requests, &n, b->finished, MPI_STATUSES_IGNORE)));
-    if (n == MPI_UNDEFINED || b->n == 0) break;
-    const double now = lm__clock();
-    if (n > 0) {
-      quiet_since = now;
-      pause = 5000;
-    } else if (now > deadline) {
-      timed_out(c, b);
-    } else if (now - quiet_since < 100e-6) {
-      (void)sched_yield();
-    } else {
-      (void)nanosleep(&(struct timespec){.tv_nsec = pause}, NULL);
-      if (pause < 200000) pause += pause / 2;
-    }
-  }
-  b->n = 0;
-  return LM_OK;
-}
-
-/* ---- headers ---- */
-
-typedef struct header {
-  int64_t count;
-  int32_t kind, op, dtype, root;
-  char label[LM__LABEL];
-} header;
-
-static const char *describe(const header *h, char *text, size_t bytes) {
-  static const char *const ops[LM_DIST_OPS] = {"sum", "mean", "max", "min"};
-  const bool reduces = h->kind == LM__ALL_REDUCE || h->kind == LM__REDUCE_SCATTER;
-  if (h->kind == LM__BARRIER)
-    (void)snprintf(text, bytes, "barrier '%s'", h->label);
-  else
-    (void)snprintf(text, bytes, "%s%s%s '%s' of %lld %s%s%.0d", lm__collective_name(h->kind),
-                   reduces ? " " : "",
-                   reduces && h->op >= 0 && h->op < LM_DIST_OPS ? ops[h->op] : "", h->label,
-                   (long long)h->count, lm_dtype_name(h->dtype) ? lm_dtype_name(h->dtype) : "?",
-                   h->kind == LM__BROADCAST || h->kind == LM__GATHER ? ", root " : "",
-                   h->kind == LM__BROADCAST || h->kind == LM__GATHER ? h->root : 0);
-  return text;
-}
-
-/* Every rank learns that every other is in the same collective. */
-static int meet(const lm__collective *c, double deadline) {
-  header mine = {
-      .count = c->count, .kind = c->kind, .op = c->op, .dtype = c->dtype, .root = c->root};
-  batch b = {0};
-  int status = LM_OK;
-  memcpy(mine.label, c->label, sizeof mine.label);
-  header *theirs = calloc((size_t)size, sizeof *theirs);
-  if (!theirs) return lm__fail(LM_ENOMEM, "dist: out of memory for %d headers", size);
-  for (int r = 0; r < size; r++) {
-    if (r == rank) continue;
-    LM__TRY(post(&b, false, r, HEADER_TAG, &theirs[r], sizeof mine));
-    LM__TRY(post(&b, true, r, HEADER_TAG, &mine, sizeof mine));
-  }
-  LM__TRY(wait_all(c, &b, deadline));
-  for (int r = 0; r < size && status == LM_OK; r++)
-    if (r != rank && memcmp(&theirs[r], &mine, sizeof mine) != 0) {
-      char here[160], there[160];
-      status = lm__fail(LM_EDIST,
-                        "dist: the ranks are in different collectives: rank %d in %s, rank %d in "
-                        "%s; every rank must make the same calls in the same order",
-                        rank, describe(&mine, here, sizeof here), r,
-                        describe(&theirs[r], there, sizeof there));
-    }
-  batch_free(&b);
-  free(theirs);
-  return status;
-}
-
-/* ---- data ---- */
-
-static int64_t lowest(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t slice_of(const lm__collective *c) { return (c->count + size - 1) / size; }
-
-/* Elements [*begin, *begin + returned) of piece k of rank r's slice. */
-static int64_t piece(const lm__collective *c, int r, int64_t k, int64_t *begin) {
-  const int64_t slice = slice_of(c), end = lowest((r + 1) * slice, c->count);
-  *begin = r * slice + k * REDUCE_PIECE;
-  return *begin < end ? lowest(REDUCE_PIECE, end - *begin) : 0;
-}
-
-static int need_received(size_t bytes) {
-  if (bytes <= received_bytes) return LM_OK;
-  free(received);
-  received = malloc(bytes);
-  received_bytes = received ? bytes : 0;
-  if (received) return LM_OK;
-  return lm__fail(LM_ENOMEM, "dist: out of memory for %zu bytes from other ranks", bytes);
-}
-
-/* Add what all ranks have of [begin, begin + n); theirs lies at `from`, `stride` bytes a rank. */
-static void add_up(const lm__collective *c, int64_t begin, int64_t n, char *from, size_t stride) {
-  const void *sources[size];
-  char *own = c->data + begin * lm_dtype_size(c->dtype);
-  for (int r = 0; r < size; r++) sources[r] = r == rank ? own : from + (size_t)r * stride;
-  lm__reduce_in_order(c->dtype, c->op, size, sources, own, n);
-}
-
-static int post_reduce(batch *b, const lm__collective *c, int64_t k, char *into, size_t stride) {
-  const int64_t width = lm_dtype_size(c->dtype);
-  int64_t begin = 0;
-  const int64_t n = piece(c, rank, k, &begin);
-  for (int i = 1; i < size; i++) { /* start at the next rank, so that no rank is everyone's first */
-    const int to = (rank + i) % size, from = (rank - i + size) % size;
-    int64_t there = 0;
-    const int64_t m = piece(c, to, k, &there);
-    if (n > 0) LM__TRY(post(b, false, from, DATA_TAG, into + (size_t)from * stride, n * width));
-    if (m > 0) LM__TRY(post(b, true, to, DATA_TAG, c->data + there * width, m * width));
-  }
-  return LM_OK;
-}
-
-/* Two pieces are on their way at a time: one travels while the other is added up. */
-static int reduce_slices(const lm__collective *c, double deadline) {
-  const size_t stride = (size_t)REDUCE_PIECE * (size_t)lm_dtype_size(c->dtype);
-  const int64_t pieces = (slice_of(c) + REDUCE_PIECE - 1) / REDUCE_PIECE;
-  batch b[2] = {{0}, {0}};
-  LM__TRY(need_received(2 * (size_t)size * stride));
-  char *half[2] = {received, received + (size_t)size * stride};
-  if (pieces > 0) LM__TRY(post_reduce(&b[0], c, 0, half[0], stride));
-  for (int64_t k = 0; k < pieces; k++) {
-    const int now = (int)(k % 2);
-    if (k + 1 < pieces) LM__TRY(post_reduce(&b[!now], c, k + 1, half[!now], stride));
-    LM__TRY(wait_all(c, &b[now], deadline));
-    int64_t begin = 0;
-    const int64_t n = piece(c, rank, k, &begin);
-    add_up(c, begin, n, half[now], stride);
-  }
-  batch_free(&b[0]);
-  batch_free(&b[1]);
-  return LM_OK;
-}
-
-static int gather_slices(const lm__collective *c, double deadline) {
-  const int64_t width = lm_dtype_size(c->dtype), slice = slice_of(c);
-  batch b = {0};
-  for (int i = 1; i < size; i++) {
-    const int to = (rank + i) % size, from = (rank - i + size) % size;
-    const int64_t mine = lowest(rank * slice, c->count), theirs = lowest(from * slice, c->count);
-    const int64_t n = lowest(slice, c->count - mine), m = lowest(slice, c->count - theirs);
-    LM__TRY(post(&b, false, from, DATA_TAG, c->data + theirs * width, m * width));
-    LM__TRY(post(&b, true, to, DATA_TAG, c->data + mine * width, n * width));
-  }
-  LM__TRY(wait_all(c, &b, deadline));
-  batch_free(&b);
-  return LM_OK;
-}
-
-static int exchange_all(const lm__collective *c, double deadline) {
-  const size_t bytes = (size_t)c->count * (size_t)lm_dtype_size(c->dtype);
-  batch b = {0};
-  LM__TRY(need_received((size_t)size * bytes));
-  for (int r = 0; r < size; r++) {
-    if (r == rank) continue;
-    char *into = received + (size_t)r * bytes;
-    LM__TRY(post(&b, false, r, DATA_TAG, into, (int64_t)bytes));
-    LM__TRY(post(&b, true, r, DATA_TAG, c->data, (int64_t)bytes));
-  }
-  LM__TRY(wait_all(c, &b, deadline));
-  add_up(c, 0, c->count, received, bytes);
-  batch_free(&b);
-  return LM_OK;
-}
-
-/* ---- the table ---- */
-
-static int barrier(const lm__collective *c, double deadline) {
-  return size > 1 ? meet(c, deadline) : LM_OK;
-}
-
-static int all_reduce(const lm__collective *c, double deadline) {
-  if (size == 1) return LM_OK;
-  LM__TRY(meet(c, deadline));
-  if (c->count <= SMALL) return exchange_all(c, deadline);
-  LM__TRY(reduce_slices(c, deadline));
-  return gather_slices(c, deadline);
-}
-
-static int reduce_scatter(const lm__collective *c, double deadline) {
-  if (size == 1) return LM_OK;
-  LM__TRY(meet(c, deadline));
-  return reduce_slices(c, deadline);
-}
-
-static int all_gather(const lm__collective *c, double deadline) {
-  if (size == 1) return LM_OK;
-  LM__TRY(meet(c, deadline));
-  return gather_slices(c, deadline);
-}
-
-static int broadcast(const lm__collective *c, double deadline) {
-  const int64_t bytes = c->count * lm_dtype_size(c->dtype), step = (int64_t)1 << 22;
-  const int own = (rank - c->root + size) % size; /* the root is 0 of the tree */
-  int bit = 1;
-  batch b = {0};
-  LM__TRY(meet(c, deadline));
-  while (bit < size && !(own & bit)) bit <<= 1;
-  for (int64_t at = 0; at < bytes; at += step) {
-    const int64_t n = lowest(step, bytes - at);
-    if (own > 0) LM__TRY(post(&b, false, (own - bit + c->root) % size, DATA_TAG, c->data + at, n));
-    LM__TRY(wait_all(c, &b, deadline));
-    for (int child = bit >> 1; child > 0; child >>= 1)
-      if (own + child < size)
-        LM__TRY(post(&b, true, (own + child + c->root) % size, DATA_TAG, c->data + at, n));
-    LM__TRY(wait_all(c, &b, deadline));
-  }
-  batch_free(&b);
-  return LM_OK;
-}
-
-static int gather(const lm__collective *c, double deadline) {
-  const int64_t bytes = c->count * lm_dtype_size(c->dtype);
-  batch b = {0};
-  LM__TRY(meet(c, deadline));
-  if (rank == c->root) {
-    memmove(c->out + rank * bytes, c->data, (size_t)bytes);
-    for (int r = 0; r < size; r++)
-      if (r != rank) LM__TRY(post(&b, false, r, DATA_TAG, c->out + r * bytes, bytes));
-  } else {
-    LM__TRY(post(&b, true, c->root, DATA_TAG, c->data, bytes));
-  }
-  LM__TRY(wait_all(c, &b, deadline));
-  batch_free(&b);
-  return LM_OK;
-}
+static void nap(long ns) { (void)nanosleep(&(struct timespec){.tv_nsec = ns}, NULL); }
 
 static int start(int *own_rank, int *world_size, double deadline) {
   int before = 0, level = 0;
+  (void)deadline; /* MPI has no such thing: the main thread gives up waiting */
   LM__TRY(check("MPI_Initialized", MPI_Initialized(&before)));
   if (before) return lm__fail(LM_EDIST, "dist: MPI can be started once a process, and was");
   LM__TRY(check("MPI_Init", MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level)));
@@ -352,30 +46,28 @@ static int start(int *own_rank, int *world_size, double deadline) {
   (void)MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   LM__TRY(check("MPI_Comm_dup", MPI_Comm_dup(MPI_COMM_WORLD, &comm)));
   LM__TRY(check("MPI_Comm_rank", MPI_Comm_rank(comm, &rank)));
-  LM__TRY(check("MPI_Comm_size", MPI_Comm_size(comm, &size)));
+  LM__TRY(check("MPI_Comm_size", MPI_Comm_size(comm, world_size)));
   *own_rank = rank;
-  *world_size = size;
-  const lm__collective hello = {.kind = LM__BARRIER, .dtype = -1, .label = "start"};
-  return meet(&hello, deadline);
+  return LM_OK;
 }
 
 static void stop(void) {
   (void)MPI_Comm_free(&comm);
   (void)MPI_Finalize();
-  free(received);
-  received = NULL;
-  received_bytes = 0;
 }
 
 static void abort_job(int code) { (void)MPI_Abort(MPI_COMM_WORLD, code); }
 
-static const lm__comm_table table = {
+static const lm__transport transport = {
     .name = "mpi",
-    .device = LM_CPU,
+    .request_bytes = sizeof(MPI_Request),
     .start = start,
     .stop = stop,
     .abort = abort_job,
-    .run = {barrier, all_reduce, reduce_scatter, all_gather, broadcast, gather},
+    .send = post_send,
+    .receive = post_receive,
+    .test = test,
+    .nap = nap,
 };
 
-const lm__comm_table *lm__comm_mpi(void) { return &table; }
+const lm__transport *lm__transport_mpi(void) { return &transport; }

@@ -1,4 +1,4 @@
 /* What a build without MPI has in place of mpi.c. */
-#include "comm/comm.h"
+#include "comm/transport.h"
 
-const lm__comm_table *lm__comm_mpi(void) { return NULL; }
+const lm__transport *lm__transport_mpi(void) { return NULL; }
