@@ -1,18 +1,8 @@
 -- recipes/fortune.lua as a session: what the first recipe promises about memory and bits.
 local lm = require "lumuon"
+local recipe = require "spec.support.recipe"
 
---- The recipe's session at its own shapes, with options changed.
-local function session(...)
-  local argv, path = { [0] = "recipes/fortune.lua", ... }, package.path
-  local before_arg, before_interactive = rawget(_G, "arg"), lm.interactive
-  rawset(_G, "arg", argv)
-  lm.interactive = true
-  package.path = "recipes/?.lua;" .. package.path
-  local opened = dofile("recipes/fortune.lua")
-  package.path, lm.interactive = path, before_interactive
-  rawset(_G, "arg", before_arg)
-  return opened
-end
+local function session(...) return recipe.open("recipes/fortune.lua", { ... }) end
 
 describe("recipes/fortune.lua", function()
   for _, options in ipairs { {}, { "--dtype=bf16" }, { "--optimizer=adamw" } } do

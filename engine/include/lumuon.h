@@ -451,4 +451,19 @@ LM_API int lm_safetensors_save(const char *path, int n, const char *const *names
                                const lm_tensor *const *tensors, int m, const char *const *keys,
                                const char *const *values);
 
+/* ---- token shards
+ * ---------------------------------------------------------------------------------------------- */
+
+typedef struct lm_shard lm_shard;
+
+/* Open a file of tokens as llm.c writes them, and check its header and length (the format and its
+ * rules: engine/io/shards.c). */
+LM_API int lm_shard_open(lm_shard **out, const char *path);
+LM_API void lm_shard_close(lm_shard *file); /* NULL is fine */
+LM_API double lm_shard_count(const lm_shard *file);
+/* Tokens first, first + 1, ... (counted from 0) to fill out: i32, contiguous, on the CPU. */
+LM_API int lm_shard_read(lm_tensor *out, const lm_shard *file, double first);
+/* Write a shard: u16 tokens, or i32 ones (stored as u32) from 0 on; path is always a whole file. */
+LM_API int lm_shard_save(const char *path, const lm_tensor *tokens);
+
 #endif

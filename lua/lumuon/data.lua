@@ -1,4 +1,4 @@
---- Texts to train on, byte by byte.
+--- Texts to train on, byte by byte. (Files of tokens: lumuon.data.shards.)
 --
 --     local text = lm.data.text{ path = options.data, seed = 1 }      -- "" or nil: Debian's fortunes
 --     local idx, targets = text:batch("train", B, T, step)            -- i32 (B, T) each
@@ -9,17 +9,11 @@
 -- begins with the byte 0, and so ends before one: a model asked to go on after a 0 writes a document.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
+local list_folder = require "lumuon.data.folder"
+local shards = require "lumuon.data.shards"
 local ffi, C, call, raise, is_whole = lib.ffi, lib.C, lib.call, lib.raise, lib.is_whole
 
-ffi.cdef [[
-typedef struct lm_data_dir lm_data_dir;
-typedef struct { uint64_t inode; int64_t next; uint16_t bytes; uint8_t kind; char name[256]; } lm_data_entry;
-lm_data_dir *lm_data_opendir(const char *path) __asm__("opendir");
-lm_data_entry *lm_data_readdir(lm_data_dir *folder) __asm__("readdir");
-int lm_data_closedir(lm_data_dir *folder) __asm__("closedir");
-]]
-
-local data = {}
+local data = { shards = shards.shards, has_shards = shards.has_shards, save_shard = shards.save_shard }
 
 local FORTUNES = "/usr/share/games/fortunes"
 local SEPARATOR = "\0"
@@ -27,21 +21,6 @@ local LARGEST = 2 ^ 31 - 2 -- positions are i32
 local STREAM = { train = 0x64617400, val = 0x64617401 } -- of the random numbers; parameters have others
 
 -- ---- files ------------------------------------------------------------------------------------------
-
---- Names in a folder, in order; nil if path is no folder.
-local function list_folder(path)
-  local folder = ffi.C.lm_data_opendir(path)
-  if folder == nil then return nil end
-  local names = {}
-  local entry = ffi.C.lm_data_readdir(folder)
-  while entry ~= nil do
-    names[#names + 1] = ffi.string(entry.name)
-    entry = ffi.C.lm_data_readdir(folder)
-  end
-  ffi.C.lm_data_closedir(folder)
-  table.sort(names)
-  return names
-end
 
 --- Bytes of a file. A folder inside a folder is passed over: nil.
 local function read_file(path, inside)
@@ -246,12 +225,13 @@ end
 
 --- A whole part once: a list of { idx, targets, count }, windows of T bytes side by side, B in a batch.
 -- The end is filled up with targets of -1, which losses ignore; count is how many are not. So the mean
--- over the part is sum(loss * count) / sum(count).
-function Text:batches(name, B, T)
+-- over the part is sum(loss * count) / sum(count). With `tokens` only the first so many bytes.
+function Text:batches(name, B, T, tokens)
   local part = part_of(self, name)
   check_size("batch size", B)
   check_size("sequence length", T)
-  local bytes, left = part:pointer(), part:numel() - 1
+  if tokens then check_size("tokens", tokens) end
+  local bytes, left = part:pointer(), math.min(part:numel() - 1, tokens or LARGEST)
   local list = {}
   while left > 0 do
     local idx, targets = new_batch(B, T)
@@ -269,6 +249,12 @@ function Text:batches(name, B, T)
     list[#list + 1] = { idx = idx, targets = targets, count = count }
   end
   return list
+end
+
+--- What it is, for a recipe's first lines.
+function Text:describe()
+  return ("%s: %d bytes of text in %d documents, %d of them held out"):format(self.path, self.bytes,
+    self.documents.train + self.documents.val, self.documents.val)
 end
 
 --- i32 (1, n): a string's bytes, for a model to go on from.

@@ -20,6 +20,7 @@ local lm = {
   optim = require "lumuon.optim",
   dist = require "lumuon.dist",
   options = require "lumuon.options",
+  checkpoint = require "lumuon.checkpoint",
   safetensors = require "lumuon.safetensors",
   train = require "lumuon.train",
   models = { gpt = require "lumuon.models.gpt" },

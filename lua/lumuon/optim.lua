@@ -420,20 +420,21 @@ end
 
 --- Go on where state_dict() was taken: step count, hyperparameters, moments. Everything is checked
 -- before anything is written. Parameters themselves are the model's to load. Every rank gives the whole dict
--- and takes its part.
+-- and takes its part. Without param_groups the hyperparameters stay as they are.
 function MuonAdamW:load_state_dict(dict)
-  if type(dict) ~= "table" or type(dict.param_groups) ~= "table" or type(dict.state) ~= "table" then
+  local saved = type(dict) == "table" and dict.param_groups
+  if type(dict) ~= "table" or (saved ~= nil and type(saved) ~= "table") or type(dict.state) ~= "table" then
     load_problem("expected a table made by state_dict()")
   end
   if not lib.is_whole(dict.step) or dict.step < 0 then
     load_problem("step = %s is not a whole number >= 0", tostring(dict.step))
   end
-  if #dict.param_groups ~= #self.slots then
-    load_problem("%d groups, the optimizer has %d", #dict.param_groups, #self.slots)
+  if saved and #saved ~= #self.slots then
+    load_problem("%d groups, the optimizer has %d", #saved, #self.slots)
   end
   local groups, known = {}, {}
   for i, slot in ipairs(self.slots) do
-    groups[i] = check_loaded_group(slot, dict.param_groups[i])
+    groups[i] = saved and check_loaded_group(slot, saved[i]) or {}
     banks.refresh(slot)
     for j, key in ipairs(slot.keys) do
       check_loaded_state(key, banks.describe_state(slot, j), dict.state[key])

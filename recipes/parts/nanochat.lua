@@ -133,11 +133,21 @@ function nanochat.seed_weight_decay(depth) return 0.2 * (12 / depth) ^ 2 end
 --- seed: every learning rate times this for a batch of B tokens.
 function nanochat.seed_batch_scale(B) return math.sqrt(B / 2 ^ 19) end
 
---- head: tokens to train on (12 a scaling parameter), tokens a batch, the learning rates' scale and
--- Muon's initial weight decay, for a model with n scaling parameters; n_ref is the depth-12 model's.
-function nanochat.head_scaling(n, n_ref)
+--- Scaling parameters of a depth, as GPT:num_parameters counts them in the head version: the blocks'
+-- matrices (with the value embeddings' gates, 12 channels a head in every second layer) and lm_head.
+function nanochat.scaling_parameters(depth, vocab_size)
+  local d = nanochat.dimensions(depth)
+  local gates = math.ceil(depth / 2) * d.n_kv_head * 12
+  return 12 * depth * d.n_embd ^ 2 + gates + math.ceil(vocab_size / 64) * 64 * d.n_embd
+end
+
+--- head: tokens to train on (12 a scaling parameter), tokens a batch (or batch_tokens, where that is not
+-- 0), the learning rates' scale and Muon's initial weight decay, for a model with n scaling parameters;
+-- n_ref is the depth-12 model's.
+function nanochat.head_scaling(n, n_ref, batch_tokens)
   local D, D_ref, B_ref = 12 * n, 12 * n_ref, 2 ^ 19
-  local B = 2 ^ math.floor(math.log(B_ref * (D / D_ref) ^ 0.383) / math.log(2) + 0.5)
+  local B = batch_tokens and batch_tokens > 0 and batch_tokens
+    or 2 ^ math.floor(math.log(B_ref * (D / D_ref) ^ 0.383) / math.log(2) + 0.5)
   return { tokens = D, batch = B, lr_scale = math.sqrt(B / B_ref),
     weight_decay = 0.28 * math.sqrt(B / B_ref) * (D_ref / D) }
 end
