@@ -18,6 +18,7 @@ local o = lm.options {
   eval_every = { default = 100, min = 0, help = "steps between evaluations; 0: only at the end" },
   out = { default = "", help = "a folder for log.jsonl" },
   audit_every = { default = 0, min = 0, help = "steps between comparisons of the ranks' parameters; 0: never" },
+  overlap = { default = "step", choices = { "step", "backward" }, help = "where gradients begin to be averaged" },
   timeout = { default = 600, min = 1, help = "seconds a rank waits for another" },
   verbose = { default = false, help = "print which rank updates what" },
 
@@ -62,6 +63,7 @@ else
   groups = { { kind = "adamw", params = model:parameters(), lr = o.adamw_lr, betas = { 0.9, 0.95 }, eps = 1e-8,
     weight_decay = o.weight_decay } }
 end
+groups.overlap = o.overlap
 groups.model = model -- every parameter must be in exactly one group
 local opt = lm.optim.MuonAdamW(groups)
 
@@ -87,7 +89,7 @@ local function train_step(step)
     opt:zero_grad()
     local loss = model:forward(idx:narrow(1, first_row, rows), targets:narrow(1, first_row, rows))
     loss = loss * (rows * ranks / o.batch_size) -- so that the mean over the ranks is the batch's loss
-    loss:backward()
+    opt:backward(loss)
     opt:step()
     return lm.dist.mean(loss:item()), multiplier
   end)

@@ -338,6 +338,23 @@ describe("the tape", function()
     arrays.refuses(function() lm.parameter(3) end, "parameter", "number")
   end)
 
+  it("tells when nothing more will be added to a leaf's gradient", function()
+    local function leaf(name) return lm.parameter(lm.ones(2), name) end
+    local a, b, c, unused = leaf "a", leaf "b", leaf "c", leaf "unused"
+    local told, expected = {}, { a = 5, b = 3, c = 2 } -- d loss / d leaf
+    local loss = (b * 3):sum() -- walked last
+    loss = loss + (a * 1):sum()
+    loss = loss + (c * a * 2):sum() + (a * 2):sum()
+    require("lumuon.autograd").backward(loss, nil, {
+      begin = function(uses) assert.is_true(uses[a] and uses[b] and uses[c] and not uses[unused]) end,
+      final = function(p)
+        told[#told + 1] = p.name
+        assert.same({ expected[p.name], expected[p.name] }, p.grad:tolist(), p.name)
+      end,
+    })
+    assert.same({ "c", "a", "b" }, told)
+  end)
+
   it("holds no memory after backward", function()
     local x = lm.parameter(lm.zeros(1000, 1000))
     collectgarbage()

@@ -255,6 +255,66 @@ describe("the sharded optimizer", function()
   end
 end)
 
+describe("overlap = \"backward\"", function()
+  local function run(ranks, ...) return ended_well(mpi.script(ranks, "backward", { ... })) end
+
+  with_ranks("gives the same bits as the default order, on 1 to 4 ranks", function()
+    local expected = line(run(1, "--overlap=step"), "hash")
+    for ranks = 1, 4 do
+      local r = run(ranks)
+      assert.equal(expected, line(r, "hash"), ranks .. " ranks")
+      assert.equal("same", line(r, "audit"))
+    end
+    assert.equal(expected, line(run(3, "--overlap=step"), "hash"))
+  end)
+
+  with_ranks("launches all but the last reduction while the backward pass runs, from the second pass on", function()
+    -- 5 reduce_scatters (two banks, tied, long, idle) in each of 6 passes; in the last four of five one is the last
+    local total, during = line(run(2), "launched"):match("(%d+), (%d+)")
+    assert.equal(30, tonumber(total))
+    assert.is_true(tonumber(during) >= 20, during)
+    assert.equal("30, 0 in backward", line(run(2, "--overlap=step"), "launched"))
+  end)
+
+  with_ranks("takes micro-batches: only the last one's loss is the optimizer's", function()
+    local expected = line(run(2, "--overlap=step", "--micro=3"), "hash")
+    for _, ranks in ipairs { 2, 3 } do assert.equal(expected, line(run(ranks, "--micro=3"), "hash"), ranks) end
+  end)
+
+  with_ranks("launches in one order where a parameter is in one rank's graph only", function()
+    assert.equal(line(run(3, "--overlap=step", "--absent=1"), "hash"), line(run(3, "--absent=1"), "hash"))
+    assert.equal(line(run(2, "--overlap=step", "--absent=0"), "hash"), line(run(2, "--absent=0"), "hash"))
+  end)
+
+  with_ranks("skips a step on all ranks when one has a NaN, and has changed nothing", function()
+    local expected = line(run(1, "--omit=2"), "hash")
+    for _, micro in ipairs { 1, 2 } do
+      if micro == 2 then expected = line(run(1, "--omit=2", "--micro=2"), "hash") end
+      local r = run(3, "--poison=1", "--micro=" .. micro)
+      assert.matches("skipped rank 1: the gradient of a2 f32 %(24, 16%) in group 1 %(muon%) has 1 NaN or Inf", r.out)
+      assert.equal("5", line(r, "steps"))
+      assert.equal("same", line(r, "audit"))
+      assert.equal(expected, line(r, "hash"))
+    end
+  end)
+
+  with_ranks("refuses gradients that are written while they are averaged, and goes on afterwards", function()
+    for ranks = 1, 2 do
+      local r = run(ranks, "--what=refusals")
+      assert.equal(line(run(ranks), "hash"), line(r, "hash"))
+      local said = {}
+      for text in r.out:gmatch("refused ([^\n]*)") do said[#said + 1] = text end
+      assert.equal(6, #said, r.out)
+      assert.matches("gradient of %S+ was given to opt:backward%(%).-: step%(%) or zero_grad%(%) comes next", said[1])
+      assert.matches("opt:backward%(%) was called before", said[2])
+      assert.matches("the gradient of a1 was replaced after opt:backward", said[3])
+      assert.matches("no opt:backward%(loss%) since the last step", said[4])
+      assert.matches("a mistake of its own", said[5])
+      assert.matches("the last opt:backward%(%) ended with an error; zero_grad%(%) first", said[6])
+    end
+  end)
+end)
+
 describe("recipes/fortune.lua", function()
   -- Last bits differ between numbers of ranks. A run whose loss jumps on its way makes 1e-2 of them (seed 1 and some
   -- texts do, at this size); this one comes down evenly, and stays within 2e-6 with gcc and with clang.
@@ -286,13 +346,15 @@ describe("bench dist", function()
   for ranks = 2, 4 do
     with_ranks(("shows 1/%d of the state and the least bytes on the wire for the d12 groups"):format(ranks), function()
       local folder = command.folder()
-      local r = ended_well(mpi.run(ranks, { "bench", "dist", "--scale=32", "--runs=3", "--json=" .. folder .. "/x" }))
+      local r = ended_well(mpi.run(ranks, { "bench", "dist", "--scale=16", "--runs=3", "--tokens=16",
+        "--json=" .. folder .. "/x" }))
       local json = require("dkjson").decode(command.read(folder .. "/x"))
       assert.equal(ranks, json.ranks, r.out)
       for i = 1, ranks do
         assert.is_true(json.state_share[i] <= 1 / ranks + 0.05, json.state_share[i])
         assert.is_true(json.wire_bytes[i] <= 1.02 * json.wire_least, json.wire_bytes[i] / json.wire_least)
       end
+      assert.is_true(json.pass_ms < json.step_during_backward_ms)
       command.remove(folder)
     end)
   end

@@ -187,6 +187,15 @@ end
 
 local function newer(a, b) return a.id > b.id end
 
+--- Leaves whose gradients must not be written now -> why, as the end of a sentence: an optimizer that has begun
+-- to average them over the ranks puts them here.
+autograd.closed = setmetatable({}, { __mode = "k" })
+
+local function check_open(leaf)
+  local why = autograd.closed[leaf]
+  if why then raise("backward: the gradient of %s %s", leaf.name or leaf:describe(), why) end
+end
+
 --- Every node that the result of `last` came from, newest first.
 local function collect_nodes(last)
   local nodes, seen, n = { last }, { [last] = true }, 1
@@ -198,11 +207,14 @@ local function collect_nodes(last)
     end
     for i = 1, 7 do
       local input = node[i]
-      local source = wants_grad(input) and input.node
+      local wanted = wants_grad(input)
+      local source = wanted and input.node
       if source and not seen[source] then
         seen[source] = true
         n = n + 1
         nodes[n] = source
+      elseif wanted and not source then
+        check_open(input)
       end
     end
     at = at + 1
@@ -211,13 +223,42 @@ local function collect_nodes(last)
   return nodes
 end
 
-local function walk(t, grad)
+--- leaf -> how many times nodes have it as an input.
+local function count_uses(nodes)
+  local uses = {}
+  for _, node in ipairs(nodes) do
+    for i = 1, 7 do
+      local input = node[i]
+      if wants_grad(input) and not input.node then uses[input] = (uses[input] or 0) + 1 end
+    end
+  end
+  return uses
+end
+
+--- node has been walked: tell of the leaves that no other node has as an input.
+local function tell_final(node, uses, watcher)
+  for i = 1, 7 do
+    local input = node[i]
+    local left = wants_grad(input) and uses[input]
+    if left then
+      uses[input] = left - 1
+      if left == 1 then watcher.final(input) end
+    end
+  end
+end
+
+local function walk(t, grad, watcher)
   local last = t.node
   if not last then -- a leaf itself
+    check_open(t)
+    if watcher then watcher.begin { [t] = 1 } end
     call(C.lm_axpy, leaf_grad(t).h, 1, grad.h)
+    if watcher then watcher.final(t) end
     return
   end
   local nodes = collect_nodes(last)
+  local uses = watcher and count_uses(nodes)
+  if watcher then watcher.begin(uses) end
   last.grad = grad
   hold(grad)
   hold(grad) -- the caller's
@@ -226,14 +267,16 @@ local function walk(t, grad)
     local g = node.grad
     node.done = true -- also if its backward fails: what it has added must not be added again
     if g then distribute(node, g, node.def.backward(node, g)) end
+    if watcher then tell_final(node, uses, watcher) end
     table_clear(node)
     node.done = true
   end
 end
 
---- Add d t / d leaf to the .grad of every leaf that t came from. t has one element, or `grad` of t's
--- shape is given. The graph is freed as it is walked.
-function T.backward(t, grad)
+--- t:backward(grad) for one who wants to know when a leaf's gradient is complete: watcher.begin(uses) is called
+-- before the walk, with a key for every leaf that t came from; watcher.final(leaf) once for each of them, when
+-- nothing more will be added in this walk.
+function autograd.backward(t, grad, watcher)
   tensor.live(t, "backward")
   if not t.requires_grad then
     raise("backward: nothing here requires a gradient (made inside lm.no_grad, or of no lm.parameter)")
@@ -246,8 +289,12 @@ function T.backward(t, grad)
   elseif not (is_tensor(grad) and same_shape(grad, t)) then
     raise("backward: the gradient must have the tensor's shape %s", t:describe())
   end
-  autograd.no_grad(walk, t, grad)
+  autograd.no_grad(walk, t, grad, watcher)
 end
+
+--- Add d t / d leaf to the .grad of every leaf that t came from. t has one element, or `grad` of t's
+-- shape is given. The graph is freed as it is walked.
+function T.backward(t, grad) autograd.backward(t, grad) end
 
 --- A leaf with a copy of t's values: what optimizers move. Its gradient is p.grad, zeros at first.
 function autograd.parameter(t, name)

@@ -7,6 +7,7 @@
 --       model = model,             -- optional: every parameter of it must be in a group
 --       on_nonfinite = "error",    -- or "skip": what step() does about a NaN or Inf in a gradient
 --       shard = true,              -- by default: if there are several ranks
+--       overlap = "step",          -- or "backward", with opt:backward(loss): see lumuon.optim.overlap
 --     }
 --     for _, g in ipairs(opt.param_groups) do g.lr = g.initial_lr * multiplier end
 --     opt:step()
@@ -23,6 +24,7 @@ local tensor = require "lumuon.tensor"
 local options = require "lumuon.optim.options"
 local banks = require "lumuon.optim.banks"
 local sharded = require "lumuon.optim.sharded"
+local overlap = require "lumuon.optim.overlap"
 local dist = require "lumuon.dist"
 local ffi, C, raise = lib.ffi, lib.C, lib.raise
 
@@ -31,7 +33,7 @@ MuonAdamW.__index = MuonAdamW
 
 -- ---- making one ------------------------------------------------------------------------------------
 
-local outer_options = { on_nonfinite = true, model = true, shard = true }
+local outer_options = { on_nonfinite = true, model = true, shard = true, overlap = true }
 
 local function check_outer(given)
   if type(given) ~= "table" or lib.is_tensor(given) then
@@ -39,9 +41,9 @@ local function check_outer(given)
   end
   for key in pairs(given) do
     if type(key) ~= "number" and not outer_options[key] then
-      local near = lib.nearest(tostring(key), { "on_nonfinite", "model", "shard" })
-      raise("MuonAdamW: unknown option '%s'%s", tostring(key),
-        near and ("; did you mean '%s'?"):format(near) or " (it takes a list of groups, on_nonfinite, model, shard)")
+      local near = lib.nearest(tostring(key), { "on_nonfinite", "model", "shard", "overlap" })
+      raise("MuonAdamW: unknown option '%s'%s", tostring(key), near and ("; did you mean '%s'?"):format(near)
+        or " (it takes a list of groups, on_nonfinite, model, shard, overlap)")
     end
   end
   if #given == 0 then raise("MuonAdamW: no groups") end
@@ -53,6 +55,9 @@ local function check_outer(given)
   local policy = given.on_nonfinite or "error"
   if policy ~= "error" and policy ~= "skip" then
     raise("MuonAdamW: on_nonfinite = '%s' is neither 'error' nor 'skip'", tostring(policy))
+  end
+  if given.overlap ~= nil and given.overlap ~= "step" and given.overlap ~= "backward" then
+    raise("MuonAdamW: overlap = '%s' is neither 'step' nor 'backward'", tostring(given.overlap))
   end
   if given.shard ~= nil and type(given.shard) ~= "boolean" then
     raise("MuonAdamW: shard = %s is neither true nor false", tostring(given.shard))
@@ -125,7 +130,8 @@ end
 
 local function construct(given)
   local policy = check_outer(given)
-  local self = setmetatable({ param_groups = {}, slots = {}, steps = 0, on_nonfinite = policy }, MuonAdamW)
+  local self = setmetatable({ param_groups = {}, slots = {}, steps = 0, on_nonfinite = policy,
+    overlap = given.overlap or "step" }, MuonAdamW)
   local seen = {}
   for i, one in ipairs(given) do
     local group = options.complete(i, one)
@@ -212,13 +218,13 @@ local function nonfinite(t)
   return number[0]
 end
 
---- Which gradients have a NaN or Inf: a message, or nil.
-local function find_nonfinite(self)
+--- Which gradients have a NaN or Inf: a message, or nil. counts: how many, by parameter, where that is known.
+local function find_nonfinite(self, counts)
   local first, more = nil, 0
   for _, slot in ipairs(self.slots) do
-    if slot.kind == "adamw" or nonfinite(slot.grad_bank) > 0 then
+    if counts or slot.kind == "adamw" or nonfinite(slot.grad_bank) > 0 then
       for j, p in ipairs(slot.params) do
-        local count = nonfinite(p.grad)
+        local count = counts and counts[p] or nonfinite(p.grad)
         if count > 0 and not first then
           first = ("the gradient of %s %s in %s has %d NaN or Inf among its %d elements"):format(slot.keys[j],
             p:describe(), options.group_label(slot.index, slot.group), count, p:numel())
@@ -252,19 +258,30 @@ local function check_groups(self)
       raise("%s: blocks cannot change from {%s} to {%s}; make a new optimizer", options.group_label(i, group),
         slot.blocks, blocks_text(group.blocks))
     end
-    banks.refresh(slot)
+    banks.refresh(slot, self.flight ~= nil)
   end
 end
 
 local function write_all(self)
   local progress = { done = 0, interrupted = false }
+  local launched = overlap.take(self)
   if self.units then
-    sharded.step(self, self.steps + 1, write, progress)
+    sharded.step(self, self.steps + 1, write, progress, launched)
   else
     for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
   end
   self.steps = self.steps + 1
   if progress.interrupted then C.lm_interrupt() end -- the next engine call tells
+end
+
+--- The last backward pass before a step, loss:backward(grad). With overlap = "backward" and several ranks the
+-- gradients are averaged while it runs, as they become complete: from here to step() they are not the user's
+-- (zero_grad() gives them up). With overlap = "step" it is loss:backward(grad) and nothing else.
+function MuonAdamW:backward(loss, grad)
+  tensor.live(loss, "backward")
+  if self.overlap == "step" then return loss:backward(grad) end
+  check_groups(self)
+  overlap.backward(self, loss, grad, nonfinite, function(counts) return find_nonfinite(self, counts) end)
 end
 
 --- Move every parameter by its gradient. Returns true; or, with on_nonfinite = "skip", false and a
@@ -273,9 +290,14 @@ end
 -- NaN on one is a NaN on all, and afterwards the gradients are undefined: zero_grad() before the next ones.
 function MuonAdamW:step()
   check_groups(self)
-  local bad = find_nonfinite(self)
-  if self.units then bad = sharded.first_problem(bad) end
+  local told, bad = overlap.told(self)
+  if not told then
+    bad = find_nonfinite(self)
+    told = self.units and sharded.tell(bad)
+  end
+  if self.units then bad = sharded.first_problem(told, bad) end
   if bad then
+    overlap.land(self)
     if self.on_nonfinite == "skip" then return false, bad end
     raise("step: %s", bad)
   end
@@ -285,6 +307,7 @@ end
 
 --- Every gradient = 0.
 function MuonAdamW:zero_grad()
+  overlap.land(self)
   for _, slot in ipairs(self.slots) do
     if slot.kind == "muon" then
       banks.refresh(slot)

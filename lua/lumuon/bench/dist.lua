@@ -2,7 +2,8 @@
 --
 -- Times are of the three phases alone: what a step adds to forward and backward. `arithmetic` is the updates
 -- without communication, `communication` the collectives without updates, `one by one` a step that waits for
--- each collective where it is launched, `overlapped` the step as it is. The slowest rank counts.
+-- each collective where it is launched, `overlapped` the step as it is. The slowest rank counts. --tokens=N does
+-- forward and backward too: see lumuon.bench.backward.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local autograd = require "lumuon.autograd"
@@ -12,6 +13,7 @@ local dist = require "lumuon.dist"
 local options = require "lumuon.options"
 local group_table = require "lumuon.bench.groups"
 local report = require "lumuon.bench.report"
+local backward = require "lumuon.bench.backward"
 local clock = require "lumuon.clock"
 local C, call = lib.C, lib.call
 
@@ -67,19 +69,33 @@ local function timed(f)
   return dist.all_reduce(box, "max"):item()
 end
 
---- Medians over rounds in which each phase is timed once, one after the other: a machine whose speed changes
--- changes them together. Also that of overlapped / max(arithmetic, communication).
-local function rounds(runs, p)
-  local lists, ratios, medians = {}, {}, {}
+local PHASES = { "arithmetic", "communication", "one_by_one", "overlapped" }
+local WITH_BACKWARD = { "pass", "in_step", "in_backward" }
+
+--- Lists of seconds from rounds in which each of the named functions is timed once, one after the other: a machine
+-- whose speed changes changes them together.
+local function rounds(runs, names, p)
+  local lists = {}
+  for _, name in ipairs(names) do lists[name] = {} end
   for i = 1, runs do
-    for _, name in ipairs { "arithmetic", "communication", "one_by_one", "overlapped" } do -- on every rank so
-      lists[name] = lists[name] or {}
-      lists[name][i] = timed(p[name])
-    end
+    for _, name in ipairs(names) do lists[name][i] = timed(p[name]) end
+  end
+  return lists
+end
+
+local function medians_of(lists)
+  local medians = {}
+  for name, list in pairs(lists) do medians[name] = report.median(list) end
+  return medians
+end
+
+--- Medians of the phases, and that of overlapped / max(arithmetic, communication).
+local function time_phases(runs, p)
+  local lists, ratios = rounds(runs, PHASES, p), {}
+  for i = 1, runs do
     ratios[i] = lists.overlapped[i] / math.max(lists.arithmetic[i], lists.communication[i])
   end
-  for name, list in pairs(lists) do medians[name] = report.median(list) end
-  return medians, report.median(ratios)
+  return medians_of(lists), report.median(ratios)
 end
 
 local function write(_, f, ...) call(f, ...) end
@@ -123,6 +139,8 @@ function M.run(args)
     precision = { default = "f32", choices = { "f32", "bf16" }, help = "of Muon's products" },
     delay = { default = 0.0, min = 0, type = "number",
       help = "slow communication down by this many times the time of the arithmetic" },
+    tokens = { default = 0, min = 0, max = 65536,
+      help = "also time steps with forward and backward of a GPT on so many tokens a rank" },
     threads = { default = 0, min = 0, max = 1024, help = "of each rank; 0: its share of the cores" },
     json = { default = "", help = "write the figures to this file" },
   }, args)
@@ -137,14 +155,22 @@ function M.run(args)
   local before = dist.wire_bytes()
   p.overlapped()
   local wire = dist.wire_bytes() - before
-  local plain = rounds(o.runs, p)
+  local plain = time_phases(o.runs, p)
   local shares, sent = {}, {}
   for i, text in ipairs(dist.all_strings(("%d %.0f"):format(opt:state_bytes(), wire))) do
     local bytes, out = text:match("(%d+) (%d+)")
     shares[i], sent[i] = tonumber(bytes) / single, tonumber(out)
   end
   if o.delay > 0 and least > 0 then call(C.lm_dist_set_delay, o.delay * plain.arithmetic / wire) end
-  local times, of_the_longer = rounds(o.runs, p)
+  local times, of_the_longer = time_phases(o.runs, p)
+  local with_backward
+  if o.tokens > 0 then
+    local b = backward.phases(o.model, o.scale, o.tokens, o.precision)
+    for _ = 1, 2 do -- the second pass is the first whose reductions begin early
+      for _, name in ipairs(WITH_BACKWARD) do b[name]() end
+    end
+    with_backward = medians_of(rounds(o.runs, WITH_BACKWARD, b))
+  end
   call(C.lm_dist_set_delay, 0)
   local result = { bench = "dist", machine = report.machine(), model = o.model, scale = o.scale, ranks = size,
     precision = o.precision, transport = dist.transport(), state_bytes_alone = single, state_share = shares,
@@ -166,6 +192,13 @@ function M.run(args)
     o.delay > 0 and (" (%.1f ms without the delay)"):format(plain.communication * 1e3) or ""))
   print(("                   one by one %.1f ms, overlapped %.1f ms: %.2f times the longer of the two"):format(
     times.one_by_one * 1e3, times.overlapped * 1e3, of_the_longer))
+  if with_backward then
+    local t = with_backward
+    result.tokens, result.pass_ms = o.tokens, t.pass * 1e3
+    result.step_after_backward_ms, result.step_during_backward_ms = t.in_step * 1e3, t.in_backward * 1e3
+    print(("with %-5d tokens  forward and backward %.1f ms; and a step %.1f ms, with overlap = 'backward' %.1f ms")
+      :format(o.tokens, t.pass * 1e3, t.in_step * 1e3, t.in_backward * 1e3))
+  end
   if rank == 0 then report.save(o.json, result) end
   return 0
 end

@@ -208,8 +208,9 @@ local function check_grad(slot, j, p)
 end
 
 --- Before a step: the parameters and moments are still where they were put, and a p.grad that the user
--- replaced fits and is copied to its place. What is wrong must be found here, while no group is written yet.
-function banks.refresh(slot)
+-- replaced fits and is copied to its place (unless it is being averaged: in_flight). What is wrong must be found
+-- here, while no group is written yet.
+function banks.refresh(slot, in_flight)
   for j, p in ipairs(slot.params) do
     if p.h == nil then
       raise("%s: %s was freed", options.group_label(slot.index, slot.group), slot.keys[j])
@@ -226,6 +227,10 @@ function banks.refresh(slot)
           options.group_label(slot.index, slot.group), slot.keys[j])
       end
       if grad ~= slot.grads[j] then
+        if in_flight then
+          raise("%s: the gradient of %s was replaced after opt:backward(), which had begun to average it",
+            options.group_label(slot.index, slot.group), slot.keys[j])
+        end
         if not same_shape(grad, p) then
           raise("%s: the gradient of %s is %s, the parameter %s", options.group_label(slot.index, slot.group),
             slot.keys[j], grad:describe(), p:describe())

@@ -27,7 +27,7 @@ local ALIGN = 16 -- elements a slice is a multiple of, for whole cache lines
 -- ---- a step ------------------------------------------------------------------------------------------------
 
 --- Wait, whatever Ctrl-C says: a step is not stopped half-way.
-local function finish(handle, progress)
+function sharded.finish(handle, progress)
   while not handle:done() do
     if C.lm_work_wait(handle.work) == C.LM_EINTERRUPT then
       C.lm_interrupt_clear()
@@ -37,30 +37,38 @@ local function finish(handle, progress)
   return handle:wait()
 end
 
---- The three phases. write(progress, f, ...) calls the engine.
-function sharded.step(opt, step, write, progress)
+--- Begin to average a unit's gradients.
+function sharded.launch(unit)
+  local launch = unit.everywhere and dist.all_reduce or dist.reduce_scatter
+  unit.reduction = launch(unit.grad, { op = "mean", async = true, label = unit.label })
+end
+
+--- The three phases; where `launched`, the first was begun before. write(progress, f, ...) calls the engine.
+function sharded.step(opt, step, write, progress, launched)
   local units = opt.units
+  for _, unit in ipairs(launched and {} or units) do sharded.launch(unit) end
   for _, unit in ipairs(units) do
-    local launch = unit.everywhere and dist.all_reduce or dist.reduce_scatter
-    unit.reduction = launch(unit.grad, { op = "mean", async = true, label = unit.label })
-  end
-  for _, unit in ipairs(units) do
-    finish(unit.reduction, progress)
+    sharded.finish(unit.reduction, progress)
     unit.update(step, write, progress)
     if not unit.everywhere then
       unit.gathering = dist.all_gather(unit.param, { async = true, label = unit.label })
     end
   end
   for _, unit in ipairs(units) do
-    if unit.gathering then finish(unit.gathering, progress) end
+    if unit.gathering then sharded.finish(unit.gathering, progress) end
   end
 end
 
---- What every rank does about a gradient that is not finite: the first rank's message, or nil.
-function sharded.first_problem(bad)
-  local flags = tensor.zeros({ dist.world_size() }, { dtype = "i32" })
+--- Tell the other ranks whether this one's gradients have a problem (a message, or nil); for first_problem.
+function sharded.tell(bad)
+  local flags = lib.outside_scope(tensor.zeros, { dist.world_size() }, { dtype = "i32" })
   flags:pointer()[dist.rank()] = bad and 1 or 0
-  dist.all_gather(flags, { label = "whether gradients are finite" })
+  return dist.all_gather(flags, { async = true, label = "whether gradients are finite" })
+end
+
+--- What every rank does about a gradient that is not finite: the first rank's message, or nil. told: see above.
+function sharded.first_problem(told, bad)
+  local flags = told:wait()
   local any = flags:sum():item() > 0
   flags:free()
   if not any then return nil end
@@ -109,7 +117,7 @@ end
 local function muon_unit(slot, loads)
   banks.muon(slot, deal_matrices(slot, loads))
   return { label = options.group_label(slot.index, slot.group), kind = "muon", param = slot.bank, grad = slot.grad_bank,
-    update = function(step, write, progress) banks.step(slot, step, write, progress) end }
+    params = slot.params, update = function(step, write, progress) banks.step(slot, step, write, progress) end }
 end
 
 -- ---- AdamW ------------------------------------------------------------------------------------------------------
@@ -142,13 +150,16 @@ local function large_tensor(slot, j)
     large.exp_avg_sq } }
   slot.large[j] = large
   return { label = ("%s in %s"):format(slot.keys[j], options.group_label(slot.index, slot.group)), kind = "adamw",
-    param = large.bank, grad = large.grad_bank, update = adamw_update(slot, pieces) }
+    params = { p }, param = large.bank, grad = large.grad_bank, update = adamw_update(slot, pieces) }
 end
 
 --- One gradient buffer for all small AdamW tensors of a dtype.
 local function small_unit(dtype, members)
-  local numel, grads, at = 0, {}, 1
-  for _, m in ipairs(members) do numel = numel + m.p:numel() end
+  local numel, grads, at, params = 0, {}, 1, {}
+  for i, m in ipairs(members) do
+    numel = numel + m.p:numel()
+    params[i] = m.p
+  end
   local buffer, updates = tensor.zeros({ numel }, { dtype = dtype }), {}
   for _, m in ipairs(members) do
     local n = m.p:numel()
@@ -156,7 +167,7 @@ local function small_unit(dtype, members)
     at = at + n
   end
   return { label = "small AdamW tensors", everywhere = true, grad = buffer, kind = "small", updates = updates,
-    update = function(...)
+    params = params, update = function(...)
       for _, update in ipairs(updates) do update(...) end
     end }, grads
 end
