@@ -14,39 +14,50 @@ typedef struct adamw {
   lm_adamw_factors factors;
 } adamw;
 
-static void run_f32(float *restrict p, const float *restrict g, float *restrict m,
-                    float *restrict v, int64_t n, const lm_adamw_factors *factors) {
+/* n elements of one tensor. The flags are constants at each call, so that each combination of
+ * dtypes is a loop of its own, which loads, computes and stores a vector at a time. */
+static inline __attribute__((always_inline)) void
+run_typed(bool p16, bool g16, bool m16, bool v16, void *restrict p, const void *restrict g,
+          void *restrict m, void *restrict v, int64_t n, const lm_adamw_factors *factors) {
   const lm_adamw_factors f = *factors;
+#define LM__GET(x, half) (half ? lm_bf16_to_f32(((const uint16_t *)x)[i]) : ((const float *)x)[i])
+#define LM__PUT(x, half, value)                                                                    \
+  if (half)                                                                                        \
+    ((uint16_t *)x)[i] = lm_f32_to_bf16(value);                                                    \
+  else                                                                                             \
+    ((float *)x)[i] = value
   LM_SIMD
-  for (int64_t i = 0; i < n; i++) lm_adamw_element(&p[i], g[i], &m[i], &v[i], &f);
+  for (int64_t i = 0; i < n; i++) {
+    float param = LM__GET(p, p16), first = LM__GET(m, m16), second = LM__GET(v, v16);
+    lm_adamw_element(&param, LM__GET(g, g16), &first, &second, &f);
+    LM__PUT(p, p16, param);
+    LM__PUT(m, m16, first);
+    LM__PUT(v, v16, second);
+  }
+#undef LM__GET
+#undef LM__PUT
 }
 
-/* The elements of t from first on, as f32: its own memory, or loaded into buffer. */
-static float *begin_run(const lm_tensor *t, int64_t first, int64_t n, float *buffer) {
-  char *p = (char *)lm__data(t) + first * lm_dtype_size(t->dtype);
-  if (t->dtype == LM_F32) return (float *)(void *)p;
-  lm__load(buffer, p, t->dtype, 1, n);
-  return buffer;
-}
-static void end_run(const lm_tensor *t, int64_t first, int64_t n, const float *buffer) {
-  if (t->dtype != LM_F32)
-    lm__store((char *)lm__data(t) + first * lm_dtype_size(t->dtype), buffer, t->dtype, 1, n);
+static void *element(const lm_tensor *t, int64_t i) {
+  return (char *)lm__data(t) + i * lm_dtype_size(t->dtype);
 }
 
+/* Elements first..last of tensor i. */
 static void run(const adamw *a, int i, int64_t first, int64_t last) {
   const lm_tensor *tp = a->param[i], *tg = a->grad[i], *tm = a->exp_avg[i], *tv = a->exp_avg_sq[i];
-  float p_buffer[LM__CHUNK], g_buffer[LM__CHUNK], m_buffer[LM__CHUNK], v_buffer[LM__CHUNK];
-  const bool f32 =
-      tp->dtype == LM_F32 && tg->dtype == LM_F32 && tm->dtype == LM_F32 && tv->dtype == LM_F32;
-  while (first < last) {
-    const int64_t n = f32 || last - first < LM__CHUNK ? last - first : LM__CHUNK;
-    float *p = begin_run(tp, first, n, p_buffer), *m = begin_run(tm, first, n, m_buffer);
-    float *v = begin_run(tv, first, n, v_buffer);
-    run_f32(p, begin_run(tg, first, n, g_buffer), m, v, n, &a->factors);
-    end_run(tp, first, n, p_buffer);
-    end_run(tm, first, n, m_buffer);
-    end_run(tv, first, n, v_buffer);
-    first += n;
+  const int halves = (tp->dtype == LM_BF16) | (tg->dtype == LM_BF16) << 1 |
+                     (tm->dtype == LM_BF16) << 2 | (tv->dtype == LM_BF16) << 3;
+  switch (halves) {
+#define LM__CASE(h)                                                                                \
+  case h:                                                                                          \
+    run_typed(h & 1, h & 2, h & 4, h & 8, element(tp, first), element(tg, first),                  \
+              element(tm, first), element(tv, first), last - first, &a->factors);                  \
+    break;
+    LM__CASE(0)
+    LM__CASE(1) LM__CASE(2) LM__CASE(3) LM__CASE(4) LM__CASE(5) LM__CASE(6) LM__CASE(7) LM__CASE(8)
+        LM__CASE(9) LM__CASE(10) LM__CASE(11) LM__CASE(12) LM__CASE(13) LM__CASE(14) LM__CASE(15)
+#undef LM__CASE
+            default : break;
   }
 }
 
