@@ -7,12 +7,13 @@
 #include "comm/transport.h"
 #include "core/error.h"
 
+enum { MOST_RANKS = 4096 };
 static int world_rank, world_size = 1;
 static bool initialized;
 
 int lm_dist_available(int transport) {
   if (transport == LM_DIST_SELF) return 1;
-  return transport == LM_DIST_MPI && lm__transport_mpi() != NULL;
+  return transport == LM_DIST_TCP || (transport == LM_DIST_MPI && lm__transport_mpi() != NULL);
 }
 
 static int need_seconds(const char *op, const char *name, double value) {
@@ -21,11 +22,22 @@ static int need_seconds(const char *op, const char *name, double value) {
                   value);
 }
 
+static int configure_tcp(const lm_dist_options *o) {
+  if (o->world_size < 1 || o->world_size > MOST_RANKS || o->rank < 0 || o->rank >= o->world_size)
+    return lm__fail(LM_EINVAL, "dist_init: rank %d of %d: at most %d ranks, counted from 0",
+                    o->rank, o->world_size, MOST_RANKS);
+  if (!o->rendezvous) return lm__fail(LM_EINVAL, "dist_init: rendezvous is missing");
+  return lm__tcp_configure(o->rank, o->world_size, o->rendezvous, o->job ? o->job : "");
+}
+
 int lm_dist_init(const lm_dist_options *o) {
   if (initialized) return lm__fail(LM_EINVAL, "dist_init: was called before");
   LM__TRY(need_seconds("dist_init", "timeout", o->timeout));
   LM__TRY(need_seconds("dist_init", "start_timeout", o->start_timeout));
-  const lm__transport *transport = o->transport == LM_DIST_MPI ? lm__transport_mpi() : NULL;
+  const lm__transport *transport = o->transport == LM_DIST_MPI   ? lm__transport_mpi()
+                                   : o->transport == LM_DIST_TCP ? lm__transport_tcp()
+                                                                 : NULL;
+  if (o->transport == LM_DIST_TCP) LM__TRY(configure_tcp(o));
   if (o->transport != LM_DIST_SELF && !transport)
     return lm__fail(LM_ENOTSUP,
                     "dist_init: this build has no MPI; install libopenmpi-dev and openmpi-bin, "

@@ -209,12 +209,17 @@ int lm__queue_start(const lm__comm_table *wanted, double limit, double start_lim
     (void)pthread_mutex_unlock(&lock);
     return lm__fail(LM_EDIST, "dist: cannot start the communication thread: %s", strerror(error));
   }
-  const struct timespec until = after(start_limit);
-  while (state == STARTING && status == LM_OK)
-    if (pthread_cond_timedwait(&finished, &lock, &until) == ETIMEDOUT && state == STARTING)
+  const double until = lm__clock() + start_limit + 0.5; /* the transport may have more to say */
+  while (state == STARTING && status == LM_OK) {
+    const struct timespec soon = after(0.1); /* to look at Ctrl-C */
+    (void)pthread_cond_timedwait(&finished, &lock, &soon);
+    if (state == STARTING && lm_interrupted())
+      status = lm__fail(LM_EINTERRUPT, "dist: interrupted while waiting for the other ranks");
+    else if (state == STARTING && lm__clock() > until)
       status = lm__fail(LM_EDIST,
                         "dist: %s has not started within %g s; is every rank of the job running?",
                         table->name, start_limit);
+  }
   if (status == LM_OK && started_status) status = lm__fail(started_status, "%s", failure);
   *rank = started_rank;
   *world_size = started_size;

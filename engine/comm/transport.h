@@ -28,6 +28,9 @@ typedef struct lm__transport {
 enum { LM__MESSAGE = 1 << 26 };
 
 const lm__transport *lm__transport_mpi(void); /* NULL in a build without it */
+const lm__transport *lm__transport_tcp(void);
+/* Before TCP's start: who this is, and where the ranks meet (comm/rendezvous.h). */
+int lm__tcp_configure(int rank, int world_size, const char *where, const char *job);
 
 /* The table of collectives made of this transport's messages; one at a time. */
 const lm__comm_table *lm__comm_over(const lm__transport *transport);

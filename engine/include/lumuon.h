@@ -375,11 +375,12 @@ LM_API int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *mome
  *
  * Sums are added in rank order in f64 and rounded once: the same bits on every rank. `label` says
  * in messages what the data is. A rank that does not arrive within the timeout ends the job, with a
- * message that names the collective, the label and the ranks; that is the one case in which the
- * engine ends the process. Without lm_dist_init, or with LM_DIST_SELF, the world is this process.
+ * message that names the collective, the label and the ranks. That, and over TCP a rank that ends
+ * before the others, are the cases in which the engine ends the process. Without lm_dist_init, or
+ * with LM_DIST_SELF, the world is this process.
  */
 
-enum lm_dist_transport { LM_DIST_SELF = 0, LM_DIST_MPI = 1 };
+enum lm_dist_transport { LM_DIST_SELF = 0, LM_DIST_MPI = 1, LM_DIST_TCP = 2 };
 enum lm_dist_op {
   LM_DIST_SUM = 0,
   LM_DIST_MEAN = 1,
@@ -392,6 +393,10 @@ typedef struct lm_dist_options {
   int transport;        /* enum lm_dist_transport */
   double timeout;       /* seconds a collective may take */
   double start_timeout; /* seconds until every rank has started */
+  /* For LM_DIST_TCP, which nobody tells who it is: */
+  int rank, world_size;
+  const char *rendezvous; /* tcp://host:port, rank 0's; or file:///path that all share */
+  const char *job;        /* ranks of another job are refused; NULL: of none */
 } lm_dist_options;
 
 LM_API int lm_dist_available(int transport); /* 1 if this build has it */
@@ -399,7 +404,7 @@ LM_API int lm_dist_init(const lm_dist_options *options);
 LM_API int lm_dist_initialized(void);
 LM_API int lm_dist_rank(void);
 LM_API int lm_dist_world_size(void);
-LM_API const char *lm_dist_transport(void); /* "self" or "mpi" */
+LM_API const char *lm_dist_transport(void); /* "self", "mpi" or "tcp" */
 /* Run what was issued, then leave the world. Every rank calls it (after a barrier, best). */
 LM_API void lm_dist_finalize(void);
 /* End this process with code, at once; the launcher then ends the others. Returns in a world of

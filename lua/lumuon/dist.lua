@@ -5,7 +5,7 @@
 --     ...                                         -- arithmetic meanwhile
 --     h:wait()
 --
---     mpirun -n 4 lumuon run recipe.lua
+--     mpirun -n 4 lumuon run recipe.lua           -- or srun, torchrun, or RANK, WORLD_SIZE, MASTER_ADDR by hand
 --
 -- Every rank runs the same program and makes the same calls in the same order. Without init(), or in a
 -- process that was started alone, the world is this one process and every collective is done at once.
@@ -198,7 +198,7 @@ function dist.rank() return C.lm_dist_rank() end
 function dist.world_size() return C.lm_dist_world_size() end
 --- This process's number among those on this machine, from 0: which GPU is its.
 function dist.local_rank() return local_rank end
---- "self" or "mpi".
+--- "self", "mpi" or "tcp".
 function dist.transport() return ffi.string(C.lm_dist_transport()) end
 --- Bytes this rank has sent.
 function dist.wire_bytes() return C.lm_dist_wire_bytes() end
@@ -282,19 +282,24 @@ function dist.init(options)
     return dist.rank(), dist.world_size()
   end
   local alone = not launched or (launched.world_size == 1 and launched.launcher ~= "mpirun")
-  if not alone and launched.launcher == "RANK and WORLD_SIZE" then
-    raise("dist.init: started as rank %d of %d (RANK, WORLD_SIZE), but tensors in the machine's memory travel by MPI: "
-      .. "start with mpirun -n %d, or srun", launched.rank, launched.world_size, launched.world_size)
-  end
-  if not alone and C.lm_dist_available(C.LM_DIST_MPI) == 0 then
-    if launched.world_size > 1 then
-      raise("dist.init: %s started this as rank %d of %d, but this build has no MPI: apt-get install libopenmpi-dev "
-        .. "openmpi-bin, then build again", launched.launcher, launched.rank, launched.world_size)
+  if launch.complaint() then raise("dist.init: %s", launch.complaint()) end
+  local args = ffi.new("lm_dist_options", { transport = C.LM_DIST_SELF, timeout = timeout,
+    start_timeout = start_timeout })
+  local place, job -- held while the engine reads them
+  if not alone then
+    place, job = launch.meeting_place(launched, C.lm_dist_available(C.LM_DIST_MPI) == 1)
+    if place then
+      args.transport, args.rank, args.world_size = C.LM_DIST_TCP, launched.rank, launched.world_size
+      args.rendezvous, args.job = place, job
+    elseif not job then
+      args.transport = C.LM_DIST_MPI
+    elseif launched.world_size == 1 then
+      alone = true
+    else
+      raise("dist.init: %s started this as rank %d of %d, but %s", launched.launcher, launched.rank,
+        launched.world_size, job)
     end
-    alone = true
   end
-  local args = ffi.new("lm_dist_options", { transport = alone and C.LM_DIST_SELF or C.LM_DIST_MPI,
-    timeout = timeout, start_timeout = start_timeout })
   call(C.lm_dist_init, args)
   initialized = true
   if alone then return 0, 1 end

@@ -39,8 +39,8 @@ function M.collect()
     { "products in bf16", C.lm_cpu_fast_bf16() == 1 and "fast" or "slow: f32 is the default" },
     { "devices", devices() },
     { "threads", tostring(C.lm_threads()) },
-    { "processes", C.lm_dist_available(C.LM_DIST_MPI) == 1 and "several, by MPI"
-      or "one: built without MPI (apt-get install libopenmpi-dev openmpi-bin, then build again)" },
+    { "processes", C.lm_dist_available(C.LM_DIST_MPI) == 1 and "several, by MPI or TCP"
+      or "several, by TCP (for MPI: apt-get install libopenmpi-dev openmpi-bin, then build again)" },
     { "memory limit", gigabytes(C.lm_memory_limit()) },
     { "LuaJIT", jit.version },
   }

@@ -4,7 +4,8 @@
 -- among the job's processes on this machine) in variables of their own.
 local launch = {}
 
-local launchers = {
+local launchers = { -- name, rank, world size, local rank; the first whose variables are there
+  { "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", mark = "TORCHELASTIC_RUN_ID" }, -- may itself be run by srun
   { "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK" },
   { "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID" },
   { "RANK and WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK" },
@@ -21,11 +22,64 @@ function launch.detect(getenv)
   getenv = getenv or os.getenv
   for _, names in ipairs(launchers) do
     local rank, size = whole(getenv(names[2])), whole(getenv(names[3]))
-    if rank and size and rank < size then
+    local there = not names.mark or getenv(names.mark)
+    if there and rank and size and rank < size then
       return { launcher = names[1], rank = rank, world_size = size, local_rank = whole(getenv(names[4])) }
     end
   end
   return nil
+end
+
+--- What is wrong with RANK and WORLD_SIZE where detect() did not believe them, or nil.
+function launch.complaint(getenv)
+  getenv = getenv or os.getenv
+  local rank, size = getenv("RANK"), getenv("WORLD_SIZE")
+  if not rank or not size or launch.detect(getenv) then return nil end
+  return ("RANK = %s and WORLD_SIZE = %s: ranks are whole numbers from 0 to WORLD_SIZE - 1"):format(rank, size)
+end
+
+-- ---- where the ranks meet ------------------------------------------------------------------------------
+
+--- The first name of Slurm's list of nodes: "node[07-09,12],big1" -> "node07".
+local function first_node(list)
+  local name = list:gsub("%[([^%],%-]+)[^%]]*%]", "%1")
+  return name:match("^[^,]+")
+end
+
+--- Where the ranks of `own` (of detect()) meet without MPI: a place for the engine (tcp://host:port or
+-- file:///path) and which job they are of; nil where MPI does it, which has_mpi says this build can; nil and a
+-- message where nobody said.
+function launch.meeting_place(own, has_mpi, getenv)
+  getenv = getenv or os.getenv
+  local function get(name)
+    local value = getenv(name)
+    return value ~= "" and value or nil
+  end
+  local job, step = get("SLURM_JOB_ID"), get("SLURM_STEP_ID")
+  local of = own.launcher == "srun" and job and ("%s.%s"):format(job, step or "") or
+    own.launcher == "torchrun" and get("TORCHELASTIC_RUN_ID") or ""
+  local place = get("LUMUON_RENDEZVOUS")
+  if place then return place, of:sub(1, 63) end
+  local by_mpi = own.launcher == "mpirun" or own.launcher == "srun" and get("PMIX_RANK")
+  if by_mpi and has_mpi then return nil end
+  if own.launcher == "mpirun" then
+    return nil, "this build has no MPI: apt-get install libopenmpi-dev openmpi-bin and build again, or say where "
+      .. "rank 0 waits for the others: mpirun -x LUMUON_RENDEZVOUS=tcp://its.machine:29500 ..."
+  end
+  local host, port = get("MASTER_ADDR"), whole(get("MASTER_PORT") or "29500")
+  local nodes = get("SLURM_STEP_NODELIST")
+  if not host and own.launcher == "srun" and job and nodes then -- rank 0 is on the step's first node
+    host = first_node(nodes)
+    port = 15000 + ((whole(job) or 0) * 8 + (whole(step) or 0)) % 10000
+  end
+  if not host then
+    return nil, "set MASTER_ADDR to the machine of rank 0 and MASTER_PORT to a free port there, or "
+      .. "LUMUON_RENDEZVOUS=file:///path to a file on a disk that all machines share"
+  end
+  if not port then return nil, ("MASTER_PORT = %s is no port"):format(get("MASTER_PORT")) end
+  if get("TORCHELASTIC_USE_AGENT_STORE") == "True" then port = port + 1 end -- torchrun itself is at MASTER_PORT
+  if host:find(":", 1, true) then host = "[" .. host .. "]" end
+  return ("tcp://%s:%d"):format(host, port), of:sub(1, 63)
 end
 
 -- ---- what a process that is one of several does differently --------------------------------------------

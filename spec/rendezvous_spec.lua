@@ -1,0 +1,240 @@
+-- Several processes without MPI: how they meet, the same collectives over TCP, and what happens when a rank fails.
+local launch = require "lumuon.launch"
+local command = dofile("spec/command.lua")
+local processes = dofile("spec/dist/processes.lua")
+
+local folder
+setup(function() folder = command.folder() end)
+teardown(function() command.remove(folder) end)
+
+local function by_file() return ("LUMUON_RENDEZVOUS=file://%s/meet"):format(folder) end
+local function by_port(port) return ("MASTER_ADDR=127.0.0.1 MASTER_PORT=%d"):format(port or processes.port()) end
+
+--- A script of spec/dist on several ranks.
+local function script(ranks, name, arguments, more)
+  local words = { "run", "spec/dist/" .. name .. ".lua" }
+  for _, a in ipairs(arguments or {}) do words[#words + 1] = a end
+  local options = { ranks = ranks, words = words, env = by_file() }
+  for k, v in pairs(more or {}) do options[k] = v end
+  return processes.run(options)
+end
+
+local function all_ended_well(r)
+  for rank, code in pairs(r.codes) do assert.equal(0, code, ("rank %d: %s"):format(rank, r.err)) end
+  return r
+end
+
+local function none_ended_well(r)
+  for _, code in pairs(r.codes) do assert.not_equal(0, code, r.err) end
+  return r
+end
+
+describe("the place where ranks meet", function()
+  local function place(env, has_mpi)
+    local function get(name) return env[name] end
+    return launch.meeting_place(assert(launch.detect(get)), has_mpi, get)
+  end
+  local two = { RANK = "0", WORLD_SIZE = "2" }
+  local function with(base, more)
+    local env = {}
+    for k, v in pairs(base) do env[k] = v end
+    for k, v in pairs(more) do env[k] = v end
+    return env
+  end
+  it("is MASTER_ADDR and MASTER_PORT, or what LUMUON_RENDEZVOUS says", function()
+    assert.equal("tcp://node7:4000", (place(with(two, { MASTER_ADDR = "node7", MASTER_PORT = "4000" }), true)))
+    assert.equal("tcp://node7:29500", (place(with(two, { MASTER_ADDR = "node7" }), true)))
+    assert.equal("tcp://[fe80::1]:29500", (place(with(two, { MASTER_ADDR = "fe80::1" }), true)))
+    assert.equal("file:///x", (place(with(two, { MASTER_ADDR = "node7", LUMUON_RENDEZVOUS = "file:///x" }), true)))
+  end)
+  it("is missed with words that say what to set", function()
+    assert.matches("set MASTER_ADDR", select(2, place(two, true)))
+    assert.matches("MASTER_PORT = many is no port", select(2, place(with(two, { MASTER_ADDR = "a",
+      MASTER_PORT = "many" }))))
+    assert.matches("this build has no MPI", select(2, place({ OMPI_COMM_WORLD_RANK = "0", OMPI_COMM_WORLD_SIZE = "2" },
+      false)))
+  end)
+  it("is MPI's business under mpirun, and under srun where it speaks PMIx", function()
+    assert.is_nil((place({ OMPI_COMM_WORLD_RANK = "0", OMPI_COMM_WORLD_SIZE = "2" }, true)))
+    local srun = { SLURM_PROCID = "1", SLURM_STEP_NUM_TASKS = "2", SLURM_JOB_ID = "12", SLURM_STEP_ID = "1",
+      SLURM_STEP_NODELIST = "gpu[07-09,12],big1" }
+    assert.is_nil((place(with(srun, { PMIX_RANK = "1" }), true)))
+    assert.same({ "tcp://gpu07:15097", "12.1" }, { place(with(srun, { PMIX_RANK = "1" }), false) })
+    assert.same({ "tcp://gpu07:15097", "12.1" }, { place(srun, true) })
+    assert.same({ "tcp://other:29500", "12.1" }, { place(with(srun, { MASTER_ADDR = "other" }), true) })
+    assert.equal("tcp://big1:15097", (place(with(srun, { SLURM_STEP_NODELIST = "big1,big2" }), true)))
+  end)
+  it("is one port above torchrun's own, and torchrun's word counts, whoever started it", function()
+    local env = with(two, { TORCHELASTIC_RUN_ID = "none", TORCHELASTIC_USE_AGENT_STORE = "True", MASTER_ADDR = "a",
+      MASTER_PORT = "5000", SLURM_PROCID = "1", SLURM_STEP_NUM_TASKS = "9" })
+    assert.same({ "tcp://a:5001", "none" }, { place(env, true) })
+    assert.equal("torchrun", launch.detect(function(name) return env[name] end).launcher)
+  end)
+  it("is told from nonsense", function()
+    local r = command.shell(("RANK=2 WORLD_SIZE=2 %s run spec/dist/steps.lua"):format(command.quote(command.lumuon)))
+    assert.equal(1, r.code)
+    assert.matches("RANK = 2 and WORLD_SIZE = 2: ranks are whole numbers from 0 to WORLD_SIZE %- 1", r.err)
+    for _, wrong in ipairs { "tcp://host", "tcp://host:0", "tcp://:80", "file://relative", "udp://x:1", "29500" } do
+      r = script(1, "steps", {}, { env = "WORLD_SIZE=2 LUMUON_RENDEZVOUS=" .. wrong })
+      assert.equal(1, r.codes[0])
+      assert.matches("rendezvous: '" .. wrong:gsub("%p", "%%%0") .. "'", r.err)
+    end
+  end)
+end)
+
+describe("ranks without MPI", function()
+  for ranks = 2, 4 do
+    it(("move and add what they should, on %d"):format(ranks), function()
+      local r = all_ended_well(script(ranks, "collectives", {}, { env = ranks == 3 and by_port() or by_file() }))
+      for rank = 0, ranks - 1 do assert.matches("ok " .. rank .. "\n", r.err) end
+      assert.is_nil(io.open(folder .. "/meet"), "the file is left behind")
+    end)
+  end
+
+  it("train to the same bits as one process, with whole-number gradients", function()
+    local function hash(ranks)
+      return assert(all_ended_well(script(ranks, "steps", { "--steps=5" })).out:match("hash ([^\n]*)"))
+    end
+    local one = hash(1)
+    for ranks = 2, 3 do assert.equal(one, hash(ranks)) end
+  end)
+
+  it("have the losses of one process in recipes/fortune.lua", function()
+    local function losses(ranks)
+      local out = ("%s/%d"):format(folder, ranks)
+      all_ended_well(processes.run { ranks = ranks, env = by_port(), words = { "run", "recipes/fortune.lua",
+        "--steps=10", "--n_layer=2", "--n_embd=64", "--n_head=2", "--sequence_len=32", "--batch_size=8",
+        "--eval_every=0",
+        "--precision=f32", "--seed=3", "--out=" .. out } })
+      local list = {}
+      for loss in command.read(out .. "/log.jsonl"):gmatch('"loss": ([%d.e+-]+)') do
+        list[#list + 1] = tonumber(loss)
+      end
+      return list
+    end
+    local one, two = losses(1), losses(2)
+    assert.equal(10, #two)
+    for i = 1, 10 do assert.is_true(math.abs(one[i] - two[i]) < 1e-4, i) end
+  end)
+
+  it("are refused where they run something else", function()
+    local r = none_ended_well(script(2, "steps", {}, { words = function(rank)
+      return { "run", "spec/dist/steps.lua", rank == 1 and "--steps=3" or nil }
+    end }))
+    assert.matches("the ranks differ in what they run: rank 0 has 'arguments: ', rank 1 has 'arguments: %-%-steps=3'",
+      r.err)
+  end)
+
+  it("are refused where they are in different collectives", function()
+    local r = none_ended_well(script(2, "mismatch", { "--what=kind" }))
+    assert.matches("rank [01] in all_%l+ .-'eight' of 8 f32, rank [01] in all_%l+ .-'eight' of 8 f32", r.err)
+  end)
+
+  it("all end with a rank's error or exit", function()
+    local r = none_ended_well(script(3, "mismatch", { "--what=error" }))
+    assert.equal(1, r.codes[1])
+    assert.matches("lumuon: rank 1: spec/dist/mismatch.lua:%d+: a recipe's own mistake", r.err)
+    assert.is_true(r.seconds < 5, r.seconds)
+    assert.equal(7, none_ended_well(script(2, "mismatch", { "--what=exit" })).codes[1])
+  end)
+
+  for phase, victim in pairs { before = 1, reduce = 2, gather = 0 } do
+    it(("end within 5 s when rank %d is killed, and name it, phase: %s"):format(victim, phase), function()
+      local r = none_ended_well(script(3, "steps", { "--die=" .. victim, "--at=kill-" .. phase }))
+      assert.is_true(r.seconds < 5, ("%.1f s"):format(r.seconds))
+      assert.matches("rank " .. victim .. " has ended before the program's end", r.err
+        .. r.err:gsub("the connection to (rank %d) is gone", "%1 has ended before the program's end"))
+    end)
+  end
+
+  it("end when a rank is killed while the others do arithmetic, and name it", function()
+    local r = none_ended_well(script(2, "idle"))
+    assert.is_true(r.seconds < 5, ("%.1f s"):format(r.seconds))
+    assert.matches("rank 0: rank 1 has ended before the program's end", r.err)
+  end)
+
+  it("end with a rank's name when it stands still", function()
+    local r = none_ended_well(script(3, "steps", { "--die=2", "--at=stop-gather", "--timeout=1" }, { leave = 2 }))
+    assert.matches("has not finished within 1 s. Ranks that arrived: [01, ]+; missing: [0, ]*2%.", r.err)
+    assert.is_true(r.seconds < 8, ("%.1f s"):format(r.seconds))
+  end)
+end)
+
+describe("the rendezvous", function()
+  it("names the ranks that do not come", function()
+    for _, env in ipairs { by_file(), by_port() } do
+      local r = script(3, "mismatch", { "--what=late", "--start=0.5" }, { env = env, leave = 1 })
+      assert.not_equal(0, r.codes[0])
+      assert.not_equal(0, r.codes[2])
+      assert.matches("rank 0: .-rendezvous: of 3 ranks these have not come to .- within 0.5 s: 1\n", r.err)
+      assert.is_true(r.seconds < 5, r.seconds)
+    end
+  end)
+
+  it("says where rank 0 was looked for in vain", function()
+    local port = processes.port()
+    local r = script(1, "mismatch", { "--what=late", "--start=0.5" }, { env = "RANK=2 WORLD_SIZE=3 " .. by_port(port) })
+    assert.matches("rank 2 of 3 has not met rank 0 at tcp://127.0.0.1:" .. port .. " within 0.5 s; at last: "
+      .. "127.0.0.1 port " .. port .. ": Connection refused", r.err)
+    r = script(1, "mismatch", { "--what=late", "--start=0.5" }, { env = "RANK=2 WORLD_SIZE=3 " .. by_file() })
+    assert.matches("at last: " .. folder .. "/meet: No such file or directory", r.err)
+  end)
+
+  it("refuses another number of ranks, and two of one number, with both sides' values", function()
+    local r = none_ended_well(script(2, "collectives", {}, { env = function(rank)
+      return by_file() .. (rank == 1 and " WORLD_SIZE=3" or "")
+    end }))
+    local _, count = r.err:gsub("rank 1 at [^\n]- counts 3 ranks, rank 0 counts 2", "")
+    assert.equal(2, count, r.err)
+    r = none_ended_well(script(3, "collectives", {}, { env = function(rank)
+      return by_file() .. (rank == 2 and " RANK=1" or "")
+    end }))
+    assert.matches("two processes say that they are rank 1 of 3", r.err)
+  end)
+
+  it("turns strangers away, and the job goes on", function()
+    local port = processes.port()
+    local function call(and_then) -- as soon as rank 0 listens
+      return ("for i in 1 2 3 4 5 6 7 8 9; do (exec 3<>/dev/tcp/127.0.0.1/%d && %s) 2>/dev/null && break; sleep 0.1; "
+        .. "done"):format(port, and_then)
+    end
+    local http = call "printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && sleep 1"
+    local silent = call "sleep 3"
+    local function run(rank_1)
+      return script(2, "mismatch", { "--start=0.8" }, { env = function(rank)
+        return by_port(port) .. (rank == 1 and " bash -c " .. command.quote(rank_1) or "")
+      end })
+    end
+    all_ended_well(run(("{ %s; } & { %s; } & sleep 0.4; exec \"$0\" \"$@\""):format(http, silent)))
+    assert.matches("within 0.8 s: 1; turned away: someone at 127.0.0.1 who is no rank", run(http).err)
+  end)
+
+  it("turns away ranks of another job", function()
+    local r = none_ended_well(script(2, "mismatch", { "--start=0.5" }, { env = function(rank)
+      return ("%s RANK= SLURM_PROCID=%d SLURM_STEP_NUM_TASKS=2 SLURM_JOB_ID=%d SLURM_STEP_ID=0"):format(by_file(), rank,
+        7 + rank)
+    end }))
+    assert.matches("rank 0: .-within 0.5 s: 1; turned away: rank 1 at .- is of job '8.0', this is job '7.0'", r.err)
+    assert.matches("rank 1: .-is of job '8.0', this is job '7.0'", r.err)
+  end)
+
+  it("takes no notice of a file that an earlier job left, or of anything else there", function()
+    local old = "lumuon1\nkey 00112233445566778899aabbccddeeff\nport %d\nname %s\naddress 127.0.0.1\nend\n"
+    for _, text in ipairs { old:format(1, "x"), old:format(99999, "x"), ("x"):rep(9999), "lumuon1\nkey zz\nport -1\n\0",
+      "" } do
+      command.write(folder .. "/meet", text)
+      all_ended_well(script(2, "mismatch", { "--start=0.5" }, { env = function(rank)
+        return by_file() .. (rank == 0 and " sh -c " .. command.quote("sleep 0.3; exec \"$0\" \"$@\"") or "")
+      end }))
+    end
+  end)
+
+  it("says that a port is taken", function()
+    local port = processes.port()
+    local listener = ("%s run spec/dist/idle.lua --listen=%d"):format(command.quote(command.lumuon), port)
+    local r = command.shell(("%s & sleep 0.3; RANK=0 WORLD_SIZE=2 %s %s run spec/dist/mismatch.lua --what=start; c=$?; "
+      .. "kill $!; exit $c"):format(listener, by_port(port), command.quote(command.lumuon)))
+    assert.equal(1, r.code)
+    assert.matches("rendezvous: rank 0 cannot listen on port " .. port .. ": Address already in use", r.err)
+  end)
+end)
