@@ -364,6 +364,38 @@ typedef struct lm_muon_args {
 LM_API int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                         lm_tensor *second_momentum, const lm_muon_args *args);
 
+/* ---- how Muon's products are done ---------------------------------------------------------------
+ *
+ * The same polynomial in three ways; golden limits hold for each. By default one is chosen by shape
+ * and precision, by a fixed rule that a measurement may overrule (docs/muon-cpu.md).
+ */
+enum lm_muon_path {
+  LM_MUON_AUTO = 0,
+  LM_MUON_WRITTEN = 1, /* every product in full, by oneDNN: the reference */
+  LM_MUON_HALVES = 2,  /* packed operands; symmetric products compute half and mirror it */
+  LM_MUON_GRAM = 3,    /* halves, and several steps on the small matrices before X is multiplied */
+  LM_MUON_PATHS = 4
+};
+LM_API const char *lm_muon_path_name(int path); /* "auto", ...; NULL for what is no path */
+/* Take this path from now on, whatever the shape (for tests and comparisons); LM_MUON_AUTO: choose.
+ */
+LM_API int lm_set_muon_path(int path);
+LM_API int lm_muon_path(void);
+/* The kernel of packed bf16 products by name: "avx512_bf16", "amx_bf16", "portable_bf16"; "auto".
+ * Refused where this CPU lacks it. */
+LM_API int lm_set_muon_kernel(const char *name);
+
+/* What the last lm_muon_step or lm_polar_express of this process did. */
+typedef struct lm_muon_report {
+  int path;           /* enum lm_muon_path, never AUTO */
+  int matrices;       /* K */
+  const char *kernel; /* of its products: "onednn", "avx512_bf16", "avx512_f32", ... */
+  double operations;  /* floating point operations its products executed */
+  double bytes;       /* read and written outside the products */
+  double scratch;     /* bytes of memory it took beside its tensors */
+} lm_muon_report;
+LM_API int lm_muon_last(lm_muon_report *out);
+
 /* ---- collectives -------------------------------------------------------------------------------
  *
  * The ranks 0..world_size-1 of a job run the same program and make the same calls in the same

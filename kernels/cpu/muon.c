@@ -33,6 +33,7 @@ typedef struct muon {
 typedef struct one {
   muon *m;
   int64_t k;
+  const lm__slot *slot;
   double *sums;    /* a row of U, later an entry of V */
   double *factors; /* a row of U */
 } one;
@@ -72,26 +73,28 @@ static void range_norms(int64_t begin, int64_t end, void *arg) {
 static void range_fill(int64_t begin, int64_t end, void *arg) {
   const one *w = arg;
   const lm__bank *bank = &w->m->bank;
-  float u[LM__CHUNK];
-  for (int64_t i = begin; i < end; i++) {
-    const float *g = matrix(w->m, w->m->grad, w->k) + i * bank->cols;
-    const float *old = matrix(w->m, w->m->momentum, w->k) + i * bank->cols;
-    char *x = lm__bank_row(bank, w->k, i);
-    const double factor = w->factors[i];
-    for (int64_t j = 0; j < bank->cols; j += LM__CHUNK) {
-      const int64_t n = bank->cols - j < LM__CHUNK ? bank->cols - j : LM__CHUNK;
-      look_ahead(w->m, u, g + j, old + j, n);
-      LM_SIMD
-      for (int64_t e = 0; e < n; e++) u[e] = (float)((double)u[e] * factor);
-      lm__bank_store(bank, x + j * lm_dtype_size(bank->dtype), u, n);
+  const float *g = matrix(w->m, w->m->grad, w->k), *old = matrix(w->m, w->m->momentum, w->k);
+  const int64_t cols = bank->cols;
+  float block[LM__BLOCK][LM__WIDTH];
+  for (int64_t i = begin; i < end; i += LM__BLOCK)
+    for (int64_t j = 0; j < cols; j += LM__WIDTH) {
+      const int64_t n = cols - j < LM__WIDTH ? cols - j : LM__WIDTH;
+      if (n < LM__WIDTH || end - i < LM__BLOCK) memset(block, 0, sizeof block);
+      for (int64_t r = i; r < end && r < i + LM__BLOCK; r++) {
+        float *u = block[r - i];
+        const double factor = w->factors[r];
+        look_ahead(w->m, u, g + r * cols + j, old + r * cols + j, n);
+        LM_SIMD
+        for (int64_t e = 0; e < n; e++) u[e] = (float)((double)u[e] * factor);
+      }
+      LM_KERNEL(bank_put)(bank, w->k, w->slot, i, j, n, block[0]);
     }
-  }
 }
 
-static void prepare(lm__bank *bank, int64_t k, double *sums) {
+static void prepare(lm__bank *bank, int64_t k, const lm__slot *slot) {
   muon *m = bank->arg;
   const int64_t rows = bank->rows;
-  one w = {.m = m, .k = k, .sums = sums, .factors = sums + rows};
+  one w = {.m = m, .k = k, .slot = slot, .sums = slot->sums, .factors = slot->sums + rows};
   lm__parallel_for(rows, lm__bank_grain(bank), range_norms, &w);
   double total = 0, equilibrated = 0;
   for (int64_t i = 0; i < rows; i++) total += w.sums[i];
@@ -111,31 +114,27 @@ static void prepare(lm__bank *bank, int64_t k, double *sums) {
 static void range_row_sums(int64_t begin, int64_t end, void *arg) {
   const one *w = arg;
   const lm__bank *bank = &w->m->bank;
-  const int64_t size = lm_dtype_size(bank->dtype);
   float buffer[LM__CHUNK];
   for (int64_t i = begin; i < end; i++) {
-    const char *x = lm__bank_row(bank, w->k, i);
     w->sums[i] = 0;
     for (int64_t j = 0; j < bank->cols; j += LM__CHUNK) {
       const int64_t n = bank->cols - j < LM__CHUNK ? bank->cols - j : LM__CHUNK;
-      w->sums[i] += lm__sum_squares(lm__as_f32(buffer, x + j * size, bank->dtype, 1, n), n);
+      w->sums[i] += lm__sum_squares(lm__bank_get(bank, w->k, i, j, n, buffer), n);
     }
   }
 }
 
-/* sums[j] = sum over rows of X X, for columns begin..end */
+/* sums[j] = sum over rows of X X, for columns begin..end (begin a multiple of 32) */
 static void range_column_sums(int64_t begin, int64_t end, void *arg) {
   const one *w = arg;
   const lm__bank *bank = &w->m->bank;
-  const int64_t size = lm_dtype_size(bank->dtype);
   float buffer[LM__CHUNK];
   for (int64_t j = begin; j < end; j += LM__CHUNK) {
     const int64_t n = end - j < LM__CHUNK ? end - j : LM__CHUNK;
     double *sums = w->sums + j;
     for (int64_t e = 0; e < n; e++) sums[e] = 0;
     for (int64_t i = 0; i < bank->rows; i++) {
-      const char *row = lm__bank_row(bank, w->k, i);
-      const float *x = lm__as_f32(buffer, row + j * size, bank->dtype, 1, n);
+      const float *x = lm__bank_get(bank, w->k, i, j, n, buffer);
       LM_SIMD
       for (int64_t e = 0; e < n; e++) sums[e] += (double)x[e] * (double)x[e];
     }
@@ -143,18 +142,18 @@ static void range_column_sums(int64_t begin, int64_t end, void *arg) {
 }
 
 /* V's next value and the factor of each row or column of X. */
-static void reduce_variance(lm__bank *bank, int64_t k, double *sums) {
+static void reduce_variance(lm__bank *bank, int64_t k, const lm__slot *slot) {
   muon *m = bank->arg;
   const int64_t side = m->side, reduced = m->by_row ? bank->cols : bank->rows;
   const double d = (double)reduced;
   const double least = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const float *old = m->second + k * side;
   float *next = m->next_second + k * side, *scale = m->scale + k * side;
-  one w = {.m = m, .k = k, .sums = sums};
+  one w = {.m = m, .k = k, .sums = slot->sums};
   if (m->by_row)
     lm__parallel_for(side, lm__bank_grain(bank), range_row_sums, &w);
   else
-    lm__parallel_for(side, 1 + LM__GRAIN / bank->rows, range_column_sums, &w);
+    lm__parallel_for(side, lm__padded(1 + LM__GRAIN / bank->rows), range_column_sums, &w);
   double total = 0, before = 0, after = 0;
   for (int64_t i = 0; i < side; i++) total += w.sums[i];
   const double renormalise = m->args->renormalize ? sqrt(least) / fmax(sqrt(total), 1e-6) : 1.0;
@@ -191,16 +190,15 @@ static void update_run(const muon *m, float *restrict p, float *restrict old,
 static void range_update(int64_t begin, int64_t end, void *arg) {
   const muon *m = arg;
   const lm__bank *bank = &m->bank;
-  const int64_t cols = bank->cols, size = lm_dtype_size(bank->dtype);
+  const int64_t cols = bank->cols;
   float buffer[LM__CHUNK];
   for (int64_t row = begin; row < end; row++) {
     const int64_t k = row / bank->rows;
-    const char *x = lm__bank_row(bank, 0, row);
     const float row_scale = m->by_row ? m->scale[row] : 1.0f;
     for (int64_t j = 0; j < cols; j += LM__CHUNK) {
       const int64_t n = cols - j < LM__CHUNK ? cols - j : LM__CHUNK, at = row * cols + j;
       update_run(m, m->param + at, m->momentum + at, m->grad + at,
-                 lm__as_f32(buffer, x + j * size, bank->dtype, 1, n),
+                 lm__bank_get(bank, k, row % bank->rows, j, n, buffer),
                  m->by_row ? NULL : m->scale + k * cols + j, row_scale, n);
     }
   }
@@ -238,6 +236,10 @@ int LM_KERNEL(muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *mom
   if (status == LM_OK) {
     lm__parallel_for(count * rows, lm__bank_grain(&m.bank), range_update, &m);
     memcpy(m.second, m.next_second, (size_t)entries * sizeof(float));
+    const double size = lm_dtype_size(m.bank.dtype), forms = m.bank.packed ? 3 : 1;
+    LM_KERNEL(bank_report)
+    (&m.bank, (double)lm__numel(param) * (36 + (forms + 2) * size),
+     2 * entries * (int64_t)sizeof(float));
   }
   if (sides) lm__storage_release(sides);
   lm__bank_free(&m.bank);

@@ -1,0 +1,48 @@
+/* Packed products in bf16 with AVX-512 BF16: 8 rows by 2 vectors of columns in registers. A row's
+ * pair of elements is one 32-bit broadcast from A's tile. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#define LM__UNIT 32
+static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c);
+#include "cpu/packed/driver.h"
+
+#define LM__ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+/* c (8 rows of 32 columns) = half a panel of A times two of B. The rows' sums have names: compilers
+ * differ in whether they keep an array of vectors in registers. */
+static void eight_rows(int64_t tiles, const char *a, const char *b, int64_t panel, float *c) {
+#define LM__ZERO(r) __m512 u##r = _mm512_setzero_ps(), v##r = _mm512_setzero_ps();
+#define LM__STEP(r)                                                                                \
+  {                                                                                                \
+    int32_t pair;                                                                                  \
+    memcpy(&pair, a + (r)*64 + p * 4, 4);                                                          \
+    const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);                                          \
+    u##r = _mm512_dpbf16_ps(u##r, x, b0);                                                          \
+    v##r = _mm512_dpbf16_ps(v##r, x, b1);                                                          \
+  }
+#define LM__KEEP(r)                                                                                \
+  _mm512_store_ps(c + (r)*LM__BLOCK, u##r);                                                        \
+  _mm512_store_ps(c + (r)*LM__BLOCK + 16, v##r);
+  LM__ROWS(LM__ZERO)
+  for (int64_t t = 0; t < tiles; t++, a += LM__TILE, b += LM__TILE)
+    for (int p = 0; p < 16; p++) {
+      const __m512bh b0 = (__m512bh)_mm512_load_si512(b + (ptrdiff_t)p * 64);
+      const __m512bh b1 = (__m512bh)_mm512_load_si512(b + panel + (ptrdiff_t)p * 64);
+      LM__ROWS(LM__STEP)
+    }
+  LM__ROWS(LM__KEEP)
+#undef LM__KEEP
+#undef LM__STEP
+#undef LM__ZERO
+}
+
+static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c) {
+  for (int half = 0; half < 4; half++)
+    eight_rows(tiles, a + half / 2 * panel + (ptrdiff_t)(half % 2) * 512, b, panel,
+               c + (ptrdiff_t)half * 8 * LM__BLOCK);
+}
+
+extern const lm__packed_kernel lm__packed_avx512_bf16;
+const lm__packed_kernel lm__packed_avx512_bf16 = {
+    .name = "avx512_bf16", .dtype = LM_BF16, .unit = LM__UNIT, .strip = strip, .emit = emit};
