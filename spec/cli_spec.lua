@@ -45,7 +45,7 @@ describe("lumuon", function()
     assert.equal("lumuon " .. lm.version .. "\n", run({ "version" }).out)
     local r = run { "info" }
     assert.equal(0, r.code)
-    for _, row in ipairs { "lumuon +" .. lm.version:gsub("%.", "%%."), "cpu +%S", "kernels +%a", "devices +cpu",
+    for _, row in ipairs { "lumuon +" .. lm.version:gsub("%.", "%%."), "cpu +%S", "kernels +%a", "gpu +%S",
       "threads +%d", "memory limit +[%d.]+ GiB", "LuaJIT +LuaJIT 2.1", "oneDNN +%d", "Jansson +%d", "OpenMP +%d" } do
       assert.matches("\n" .. row, "\n" .. r.out)
     end

@@ -10,6 +10,10 @@
 
 #include "core/tensor.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct lm__attention_args {
   float scale;
   int64_t window; /* tokens before itself that a token sees; >= T - 1: all */
@@ -17,6 +21,14 @@ typedef struct lm__attention_args {
 
 typedef struct lm__backend_table {
   const char *variant;
+  /* Memory of a device of its own; NULL on the CPU. read and write copy between it and the host:
+   * read waits for the device, and for write the host's memory may change at once. */
+  int (*allocate)(void **data, size_t bytes);
+  void (*release)(void *data, size_t bytes);
+  int (*read)(const char *op, void *host, const void *device, size_t bytes);
+  int (*write)(const char *op, void *device, const void *host, size_t bytes);
+  int (*synchronize)(void);
+  double (*memory)(int what); /* enum lm_memory_what */
   int (*fill)(lm_tensor *t, double value);
   int (*arange)(lm_tensor *t, double start, double step);
   int (*random_uniform)(lm_tensor *t, double low, double high, uint64_t seed, uint64_t stream,
@@ -73,6 +85,7 @@ typedef struct lm__backend_table {
 
 /* The table of a device, or NULL where this build or machine has none. */
 const lm__backend_table *lm__backend(int device);
+const lm__backend_table *lm__cuda_backend(void);
 
 /* `const lm__backend_table *b; LM__OP(b, matmul, device)`: return an error if the op is missing. */
 int lm__missing_op(const char *op, int device);
@@ -81,5 +94,9 @@ int lm__missing_op(const char *op, int device);
     (table) = lm__backend(device);                                                                 \
     if (!(table) || !(table)->op) return lm__missing_op(#op, device);                              \
   } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

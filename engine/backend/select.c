@@ -46,12 +46,46 @@ int lm_set_cpu_variant(const char *name) {
   return LM_OK;
 }
 
-const lm__backend_table *lm__backend(int device) { return device == LM_CPU ? cpu() : NULL; }
+const lm__backend_table *lm__backend(int device) {
+  return device == LM_CPU ? cpu() : device == LM_CUDA ? lm__cuda_backend() : NULL;
+}
 
 int lm_device_available(int device) { return lm__backend(device) != NULL; }
 
+int lm_synchronize(int device) {
+  const lm__backend_table *backend = lm__backend(device);
+  return backend && backend->synchronize ? backend->synchronize() : LM_OK;
+}
+
+double lm_device_memory(int device, int what) {
+  const lm__backend_table *backend = lm__backend(device);
+  if (backend && backend->memory) return backend->memory(what);
+  switch (device == LM_CPU ? what : -1) {
+    case LM_MEMORY_LIVE:
+      return lm_memory_live();
+    case LM_MEMORY_PEAK:
+      return lm_memory_peak();
+    case LM_MEMORY_RESERVED:
+      return lm_memory_live() + lm_memory_cached();
+    case LM_MEMORY_FREE:
+      return lm_memory_limit() - lm_memory_live();
+    case LM_MEMORY_TOTAL:
+      return lm_memory_limit();
+    case LM_MEMORY_RESET_PEAK:
+      lm_memory_reset_peak();
+      return lm_memory_peak();
+    case LM_MEMORY_TRIM:
+      lm_memory_trim();
+      return lm_memory_live() + lm_memory_cached();
+    default:
+      return 0;
+  }
+}
+
 int lm__missing_op(const char *op, int device) {
   const char *name = lm_device_name(device);
+  if (device == LM_CUDA && !lm__backend(device))
+    return lm__fail(LM_ENOTSUP, "%s: no device cuda: %s", op, lm_cuda_problem());
   return lm__fail(LM_ENOTSUP, "%s: not available on device %s", op, name ? name : "?");
 }
 

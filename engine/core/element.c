@@ -1,6 +1,7 @@
 /* One element of a tensor, by index: bounds-checked, for looking and for small literals. */
 #include <math.h>
 
+#include "backend/backend.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "math/float.h"
@@ -9,9 +10,6 @@
 static int locate(const char *op, void **out, const lm_tensor *t, const int64_t *index) {
   int64_t offset = 0;
   LM__TRY(lm__begin(op, 1, t));
-  if (t->device != LM_CPU)
-    return lm__fail(LM_EDEVICE, "%s: the tensor lies on %s; copy it to the CPU with :to(\"cpu\")",
-                    op, lm_device_name(t->device));
   for (int d = 0; d < t->ndim; d++) {
     if (index[d] < 0 || index[d] >= t->shape[d])
       return lm__fail(LM_EINDEX, "%s: index %lld is not in 1..%lld of dim %d of %s", op,
@@ -24,7 +22,12 @@ static int locate(const char *op, void **out, const lm_tensor *t, const int64_t 
 
 int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index) {
   void *p = NULL;
+  uint32_t here = 0;
   LM__TRY(locate("item", &p, t, index));
+  if (t->device != LM_CPU) {
+    LM__TRY(lm__backend(t->device)->read("item", &here, p, (size_t)lm_dtype_size(t->dtype)));
+    p = &here;
+  }
   switch (t->dtype) {
     case LM_F32:
       *out = (double)*(const float *)p;
@@ -51,9 +54,14 @@ int lm_tensor_get(double *out, const lm_tensor *t, const int64_t *index) {
 }
 
 int lm_tensor_set(lm_tensor *t, const int64_t *index, double value) {
-  void *p = NULL;
+  void *p = NULL, *there = NULL;
+  uint32_t here = 0;
   LM__TRY(locate("set", &p, t, index));
   LM__TRY(lm__need_in_range("set", t->dtype, value));
+  if (t->device != LM_CPU) {
+    there = p;
+    p = &here;
+  }
   switch (t->dtype) {
     case LM_F32:
       *(float *)p = (float)value;
@@ -74,5 +82,6 @@ int lm_tensor_set(lm_tensor *t, const int64_t *index, double value) {
       *(uint8_t *)p = (uint8_t)value;
       break;
   }
-  return LM_OK;
+  if (!there) return LM_OK;
+  return lm__backend(t->device)->write("set", there, &here, (size_t)lm_dtype_size(t->dtype));
 }

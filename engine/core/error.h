@@ -4,6 +4,10 @@
 
 #include "lumuon.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Set the message and return status: `return lm__fail(LM_ESHAPE, "matmul: ...", ...)`. */
 int lm__fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -13,5 +17,9 @@ int lm__fail(int status, const char *format, ...) __attribute__((format(printf, 
     int lm__status_ = (expression);                                                                \
     if (lm__status_ != LM_OK) return lm__status_;                                                  \
   } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "backend/backend.h"
 #include "core/error.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -122,7 +123,25 @@ static const char *human(double bytes, char *buffer, size_t size) {
   return buffer;
 }
 
+/* On a device that has memory of its own. */
+static int device_storage(lm__storage **out, const lm__backend_table *backend, size_t bytes,
+                          int device) {
+  lm__storage *s = malloc(sizeof *s);
+  void *data = NULL;
+  int status = s ? LM_OK : lm__fail(LM_ENOMEM, "out of memory for a handle");
+  if (status == LM_OK) status = backend->allocate(&data, bytes);
+  if (status != LM_OK) {
+    free(s);
+    return status;
+  }
+  *s = (lm__storage){data, bytes, bytes, device, 1};
+  *out = s;
+  return LM_OK;
+}
+
 int lm__storage_new(lm__storage **out, size_t bytes, int device) {
+  const lm__backend_table *backend = device == LM_CPU ? NULL : lm__backend(device);
+  if (backend && backend->allocate) return device_storage(out, backend, bytes, device);
   size_t capacity = 0;
   lm__storage *s = malloc(sizeof *s);
   block *spare = NULL;
@@ -188,6 +207,12 @@ void lm__storage_retain(lm__storage *s) {
 void lm__storage_release(lm__storage *s) {
   size_t capacity = 0;
   if (__atomic_sub_fetch(&s->references, 1, __ATOMIC_ACQ_REL) > 0) return;
+  const lm__backend_table *backend = s->device == LM_CPU ? NULL : lm__backend(s->device);
+  if (backend && backend->release) {
+    backend->release(s->data, s->bytes);
+    free(s);
+    return;
+  }
   block *b = malloc(sizeof *b);
   const int c = size_class(s->bytes, &capacity);
   (void)pthread_mutex_lock(&lock);

@@ -5,6 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct lm__storage {
   void *data;
   size_t bytes;    /* asked for */
@@ -17,5 +21,9 @@ typedef struct lm__storage {
 int lm__storage_new(lm__storage **out, size_t bytes, int device);
 void lm__storage_retain(lm__storage *s);
 void lm__storage_release(lm__storage *s);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

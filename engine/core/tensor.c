@@ -61,8 +61,9 @@ int lm_tensor_new(lm_tensor **out, int dtype, int device, int ndim, const int64_
   *out = NULL;
   LM__TRY(count_bytes("tensor", dtype, ndim, shape, &bytes));
   if (!lm__backend(device))
-    return lm__fail(LM_EDEVICE, "tensor: device %s is not in this build or machine (lumuon info)",
-                    lm_device_name(device) ? lm_device_name(device) : "?");
+    return lm__fail(LM_EDEVICE, "tensor: no device %s: %s",
+                    lm_device_name(device) ? lm_device_name(device) : "?",
+                    device == LM_CUDA ? lm_cuda_problem() : "there is no such device");
   lm_tensor *t = calloc(1, sizeof *t);
   if (!t) return lm__fail(LM_ENOMEM, "tensor: out of memory for a handle");
   t->dtype = dtype;

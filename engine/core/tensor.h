@@ -8,6 +8,10 @@
 #include "core/storage.h"
 #include "lumuon.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct lm_tensor {
   int dtype, device, ndim;
   int64_t shape[LM_MAX_DIMS];
@@ -59,5 +63,9 @@ int lm__need_writable(const char *op, const lm_tensor *t);
  * where they have no byte in common and where they are the same elements in the same order. Where
  * only the spans overlap the answer is true, to be safe. */
 bool lm__partly_shared(const lm_tensor *out, const lm_tensor *in);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

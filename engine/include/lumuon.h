@@ -19,6 +19,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #define LM_API __attribute__((visibility("default")))
+#ifdef __cplusplus
+extern "C" {
+#endif
 #else
 #define LM_API
 #endif
@@ -94,7 +97,37 @@ LM_API int lm_dtype_size(int dtype);           /* bytes an element; 0 for what i
 LM_API const char *lm_device_name(int device); /* "cpu", "cuda" */
 LM_API int lm_device_available(int device);    /* 1 if this build and machine have it */
 
+/* NVIDIA GPUs: how many there are; which one this process uses (-1: none; 0 unless chosen); its
+ * name, memory and capability ("" where there is none); why there is none ("" where there is one).
+ */
+LM_API int lm_cuda_count(void);
+LM_API int lm_cuda_selected(void);
+LM_API const char *lm_cuda_info(void);
+LM_API const char *lm_cuda_problem(void);
+/* Choose the GPU by its index, before the first tensor lies there. */
+LM_API int lm_cuda_select(int index);
+/* Wait until a device has done all it was given. What went wrong there is told here, or by the next
+ * call that needs a number from it: a kernel's fault, an index out of range, a NaN in a gradient.
+ */
+LM_API int lm_synchronize(int device);
+
 /* ---- memory ---------------------------------------------------------------------------------- */
+
+/* Of a device: bytes in live tensors; their peak since it was reset; what the process has taken
+ * from the device, the spare included; the device's free memory and all of it. Resetting the peak
+ * and giving spare memory back return what is left. */
+enum lm_memory_what {
+  LM_MEMORY_LIVE = 0,
+  LM_MEMORY_PEAK = 1,
+  LM_MEMORY_RESERVED = 2,
+  LM_MEMORY_FREE = 3,
+  LM_MEMORY_TOTAL = 4,
+  LM_MEMORY_RESET_PEAK = 5,
+  LM_MEMORY_TRIM = 6
+};
+LM_API double lm_device_memory(int device, int what);
+
+/* The same for the CPU. */
 
 /* Bytes in live tensors; their peak; bytes kept for reuse; blocks ever asked of the system. */
 LM_API double lm_memory_live(void);
@@ -507,5 +540,9 @@ LM_API double lm_shard_count(const lm_shard *file);
 LM_API int lm_shard_read(lm_tensor *out, const lm_shard *file, double first);
 /* Write a shard: u16 tokens, or i32 ones (stored as u32) from 0 on; path is always a whole file. */
 LM_API int lm_shard_save(const char *path, const lm_tensor *tokens);
+
+#if defined(__cplusplus) && !defined(LM_FFI)
+}
+#endif
 
 #endif

@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "ops/transfer.h"
 
 static const char *const unary_names[LM_UNARY_OPS] = {
     [LM_NEG] = "neg",
@@ -200,6 +201,7 @@ static int fits(const lm_tensor *src, int dtype) {
 int lm_copy(lm_tensor *dst, const lm_tensor *src) {
   const lm__backend_table *backend;
   lm_tensor *copy = NULL;
+  if (dst && src && dst->device != src->device) return lm__transfer(dst, src);
   LM__TRY(lm__begin("copy", 2, dst, src));
   LM__OP(backend, copy, dst->device);
   LM__TRY(lm__need_writable("copy", dst));

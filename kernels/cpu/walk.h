@@ -1,15 +1,12 @@
-/* Walk one to three strided operands of one shape in step.
- *
- * Dims of size 1 are dropped and neighbouring dims that every operand crosses with one stride are
- * joined, so contiguous operands become a single dim; then each thread takes a range of the linear
- * index and calls the body on runs within the innermost dim, at most LM__CHUNK elements long.
+/* Walk one to three strided operands of one shape in step: each thread takes a range of the linear
+ * index and calls the body on runs within the innermost dim (of core/layout.h's, in which
+ * contiguous operands have one), at most LM__CHUNK elements long.
  */
 #ifndef LM_KERNELS_CPU_WALK_H
 #define LM_KERNELS_CPU_WALK_H
 
+#include "core/layout.h"
 #include "cpu/kernel.h"
-
-enum { LM__OPERANDS = 3 };
 
 typedef struct lm__run {
   int64_t at;                   /* linear (row-major) index of the run's first element */
@@ -21,16 +18,14 @@ typedef struct lm__run {
 typedef void (*lm__run_fn)(const lm__run *run, int64_t n, void *arg);
 
 typedef struct lm__walk {
-  int operands, ndim;
-  int64_t n, shape[LM_MAX_DIMS], strides[LM__OPERANDS][LM_MAX_DIMS];
-  char *data[LM__OPERANDS];
-  int dtype[LM__OPERANDS];
+  lm__layout layout;
   lm__run_fn body;
   void *arg;
 } lm__walk;
 
 static inline void lm__walk_range(int64_t begin, int64_t end, void *arg) {
-  const lm__walk *w = arg;
+  const lm__walk *walk = arg;
+  const lm__layout *w = &walk->layout;
   int64_t index[LM_MAX_DIMS] = {0}, rest = begin;
   for (int d = w->ndim - 1; d >= 0; d--) {
     index[d] = rest % w->shape[d];
@@ -49,7 +44,7 @@ static inline void lm__walk_range(int64_t begin, int64_t end, void *arg) {
       run.stride[o] = w->strides[o][inner];
       run.dtype[o] = w->dtype[o];
     }
-    w->body(&run, n, w->arg);
+    walk->body(&run, n, walk->arg);
     at += n;
     index[inner] += n;
     for (int d = inner; d > 0 && index[d] == w->shape[d]; d--) {
@@ -62,31 +57,9 @@ static inline void lm__walk_range(int64_t begin, int64_t end, void *arg) {
 /* Every tensor has tensors[0]'s shape, or broadcasts to it (size 1 or missing dims: stride 0). */
 static inline void lm__walk_all(int operands, const lm_tensor *const *tensors, lm__run_fn body,
                                 void *arg) {
-  lm__walk w = {.operands = operands, .n = lm__numel(tensors[0]), .body = body, .arg = arg};
-  if (w.n == 0) return;
-  for (int o = 0; o < operands; o++) {
-    w.data[o] = lm__data(tensors[o]);
-    w.dtype[o] = tensors[o]->dtype;
-  }
-  for (int d = 0; d < tensors[0]->ndim; d++) {
-    int64_t stride[LM__OPERANDS];
-    bool joins = w.ndim > 0;
-    const int64_t size = tensors[0]->shape[d];
-    if (size == 1) continue;
-    for (int o = 0; o < operands; o++) {
-      const int own = d - (tensors[0]->ndim - tensors[o]->ndim);
-      stride[o] = own < 0 || tensors[o]->shape[own] == 1 ? 0 : tensors[o]->strides[own];
-      joins = joins && w.strides[o][w.ndim - 1] == stride[o] * size;
-    }
-    if (!joins) w.ndim++;
-    w.shape[w.ndim - 1] = joins ? w.shape[w.ndim - 1] * size : size;
-    for (int o = 0; o < operands; o++) w.strides[o][w.ndim - 1] = stride[o];
-  }
-  if (w.ndim == 0) {
-    w.ndim = 1;
-    w.shape[0] = 1;
-  }
-  lm__parallel_for(w.n, LM__GRAIN, lm__walk_range, &w);
+  lm__walk walk = {lm__layout_of(operands, tensors), body, arg};
+  if (walk.layout.n == 0) return;
+  lm__parallel_for(walk.layout.n, LM__GRAIN, lm__walk_range, &walk);
 }
 
 /* Where a run's results go: the operand itself if it is contiguous f32, else a buffer that

@@ -20,13 +20,12 @@ end
 
 local function gigabytes(bytes) return ("%.1f GiB"):format(bytes / 2 ^ 30) end
 
-local function devices()
-  local list = {}
-  for device = 0, C.LM_DEVICES - 1 do
-    local name = ffi.string(C.lm_device_name(device))
-    list[#list + 1] = name .. (C.lm_device_available(device) == 1 and "" or " (not in this build or machine)")
-  end
-  return table.concat(list, ", ")
+--- The GPU in use, or why there is none.
+local function gpu()
+  if C.lm_device_available(C.LM_CUDA) == 0 then return "none: " .. ffi.string(C.lm_cuda_problem()) end
+  local count = C.lm_cuda_count()
+  return ("cuda:%d%s: %s"):format(C.lm_cuda_selected(), count > 1 and (" of %d"):format(count) or "",
+    ffi.string(C.lm_cuda_info()))
 end
 
 --- Pairs of name and text, in the order they are shown.
@@ -37,7 +36,7 @@ function M.collect()
     { "cpu features", (ffi.string(C.lm_cpu_features()):gsub(",", " ")) },
     { "kernels", ffi.string(C.lm_cpu_variant()) },
     { "products in bf16", C.lm_cpu_fast_bf16() == 1 and "fast" or "slow: f32 is the default" },
-    { "devices", devices() },
+    { "gpu", gpu() },
     { "threads", tostring(C.lm_threads()) },
     { "processes", C.lm_dist_available(C.LM_DIST_MPI) == 1 and "several, by MPI or TCP"
       or "several, by TCP (for MPI: apt-get install libopenmpi-dev openmpi-bin, then build again)" },

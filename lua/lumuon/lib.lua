@@ -333,12 +333,21 @@ function lib.dtype_code(name)
   return lib.dtypes[name] or raise("dtype '%s' is not one of f32, bf16, f16, i32, u16, u8", tostring(name))
 end
 
+--- Whether name is a device's: cpu, cuda, cuda:0, cuda:1, ...
+function lib.is_device(name)
+  return lib.devices[name] ~= nil or type(name) == "string" and name:find("^cuda:%d+$") ~= nil
+end
+
+--- A device's code. cuda:1 also chooses that GPU for this process.
 function lib.device_code(name)
-  local code = lib.devices[name]
-  if not code then raise("device '%s' is not one of cpu, cuda", tostring(name)) end
-  if C.lm_device_available(code) == 0 then
-    raise("device '%s' is not in this build or machine; see lumuon info", name)
+  if not lib.is_device(name) then raise("device '%s' is not one of cpu, cuda, cuda:0, cuda:1, ...", tostring(name)) end
+  local index = name:match("^cuda:(%d+)$")
+  if index then
+    call(C.lm_cuda_select, math.min(tonumber(index), 2 ^ 30))
+    return C.LM_CUDA
   end
+  local code = lib.devices[name]
+  if C.lm_device_available(code) == 0 then raise("device '%s': %s", name, ffi.string(C.lm_cuda_problem())) end
   return code
 end
 

@@ -305,22 +305,28 @@ function T.clone(t)
   return c
 end
 
---- The same values in another dtype or on another device: x:to("bf16"), x:to("cpu"). Itself if nothing
+--- The same values in another dtype or on another device: x:to("bf16"), x:to("cuda"). Itself if nothing
 -- changes.
 function T.to(t, what)
-  local dtype, device = t:dtype(), t:device()
+  live(t, "to")
+  local dtype, device = C.lm_tensor_dtype(t.h), C.lm_tensor_device(t.h)
   if lib.dtypes[what] then
-    dtype = what
-  elseif lib.devices[what] then
-    device = what
+    dtype = lib.dtypes[what]
+  elseif lib.is_device(what) then
+    device = lib.device_code(what)
   else
-    raise("to: '%s' is neither a dtype (f32, bf16, f16, i32, u16, u8) nor a device (cpu, cuda)", tostring(what))
+    raise("to: '%s' is neither a dtype (f32, bf16, f16, i32, u16, u8) nor a device (cpu, cuda, cuda:1)",
+      tostring(what))
   end
-  if dtype == t:dtype() and device == t:device() then return t end
-  local c = new(t:size(), lib.dtypes[dtype], lib.device_code(device), "to")
+  if dtype == C.lm_tensor_dtype(t.h) and device == C.lm_tensor_device(t.h) then return t end
+  local c = new(t:size(), dtype, device, "to")
   call(C.lm_copy, c.h, t.h)
   return c
 end
+
+--- x:to("cpu") and x:to("cuda").
+function T.cpu(t) return t:to("cpu") end
+function T.cuda(t) return t:to("cuda") end
 
 local function in_place(t, what)
   live(t, what)

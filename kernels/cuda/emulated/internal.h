@@ -1,0 +1,34 @@
+/* What the files of the emulated runtime share. */
+#ifndef LM_EMULATED_INTERNAL_H
+#define LM_EMULATED_INTERNAL_H
+
+#include <stdbool.h>
+
+#include "cuda/emulated/threads.h"
+
+/* Set the error that calls return from now on, for ever: what a fault does to a context. */
+cudaError_t lm_emulated_break(cudaError_t error, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+cudaError_t lm_emulated_broken(void); /* that error, or cudaSuccess */
+/* Keep an error for cudaGetLastError and return it. */
+cudaError_t lm_emulated_error(cudaError_t error);
+
+/* Let this thread touch device memory, and not: nested pairs. */
+void lm_emulated_open(void);
+void lm_emulated_close(void);
+void lm_emulated_close_all(void);
+bool lm_emulated_may_touch(const void *p, size_t bytes); /* all in one live block, or pinned */
+bool lm_emulated_is_device(const void *p);               /* an address of device memory at all */
+void lm_emulated_describe(const void *p, char *text, size_t size);
+void lm_emulated_reset_memory(void);
+double lm_emulated_setting(const char *name, double otherwise);
+
+/* All threads of all blocks; cudaErrorLaunchFailure or cudaErrorIllegalAddress where it failed. */
+cudaError_t lm_emulated_run(void (*run)(const void *), const void *arguments, lm_emulated_size grid,
+                            lm_emulated_size block, size_t shared);
+
+/* Note a call down if the stream is captured; true if it was noted. */
+bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*call)(const void *),
+                         const void *arguments, size_t bytes);
+
+#endif

@@ -1,0 +1,331 @@
+/* The emulated runtime's devices, errors, streams, events and graphs. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cuda/emulated/internal.h"
+
+/* ---- errors ---- */
+
+static cudaError_t last, sticky;
+static char detail[640];
+
+static const struct {
+  cudaError_t code;
+  const char *name, *text;
+} errors[] = {
+#define E(code, text)                                                                              \
+  { code, #code, text }
+    E(cudaSuccess, "no error"),
+    E(cudaErrorInvalidValue, "invalid argument"),
+    E(cudaErrorMemoryAllocation, "out of memory"),
+    E(cudaErrorInvalidConfiguration, "invalid configuration argument"),
+    E(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version"),
+    E(cudaErrorNoDevice, "no CUDA-capable device is detected"),
+    E(cudaErrorInvalidDevice, "invalid device ordinal"),
+    E(cudaErrorIllegalAddress, "an illegal memory access was encountered"),
+    E(cudaErrorLaunchFailure, "unspecified launch failure"),
+    E(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),
+    E(cudaErrorNotSupported, "operation not supported"),
+#undef E
+};
+
+const char *cudaGetErrorName(cudaError_t error) {
+  for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+    if (errors[i].code == error) return errors[i].name;
+  return "cudaErrorUnknown";
+}
+const char *cudaGetErrorString(cudaError_t error) {
+  static char text[800];
+  const char *found = "unknown error";
+  for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+    if (errors[i].code == error) found = errors[i].text;
+  if (error != cudaSuccess && error == sticky && detail[0])
+    (void)snprintf(text, sizeof text, "%s (%s)", found, detail);
+  else
+    (void)snprintf(text, sizeof text, "%s", found);
+  return text;
+}
+
+cudaError_t lm_emulated_error(cudaError_t error) {
+  if (error != cudaSuccess) last = error;
+  return error;
+}
+cudaError_t lm_emulated_broken(void) { return sticky; }
+cudaError_t lm_emulated_break(cudaError_t error, const char *format, ...) {
+  va_list args;
+  if (sticky != cudaSuccess) return sticky;
+  va_start(args, format);
+  (void)vsnprintf(detail, sizeof detail, format, args);
+  va_end(args);
+  sticky = last = error;
+  return error;
+}
+cudaError_t cudaPeekAtLastError(void) { return sticky ? sticky : last; }
+cudaError_t cudaGetLastError(void) {
+  const cudaError_t error = cudaPeekAtLastError();
+  last = cudaSuccess;
+  return error;
+}
+
+/* ---- devices ---- */
+
+static int current_device;
+
+static cudaError_t driver(void) {
+  const char *text = getenv("LUMUON_EMULATED_DRIVER");
+  if (text && strcmp(text, "old") == 0) return cudaErrorInsufficientDriver;
+  if (text && strcmp(text, "none") == 0) return cudaErrorInsufficientDriver;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int *version) {
+  const char *text = getenv("LUMUON_EMULATED_DRIVER");
+  *version = text && strcmp(text, "none") == 0  ? 0
+             : text && strcmp(text, "old") == 0 ? 11040
+                                                : 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int *version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+  *count = 0;
+  if (driver() != cudaSuccess) return lm_emulated_error(driver());
+  *count = (int)lm_emulated_setting("LUMUON_EMULATED_DEVICES", 1);
+  return lm_emulated_error(*count > 0 ? cudaSuccess : cudaErrorNoDevice);
+}
+cudaError_t cudaSetDevice(int device) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return error;
+  if (device < 0 || device >= count) return lm_emulated_error(cudaErrorInvalidDevice);
+  current_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
+  size_t free_bytes = 0;
+  (void)device;
+  memset(p, 0, sizeof *p);
+  (void)snprintf(p->name, sizeof p->name, "emulated GPU");
+  (void)cudaMemGetInfo(&free_bytes, &p->totalGlobalMem);
+  p->sharedMemPerBlock = 48 << 10;
+  p->sharedMemPerBlockOptin = 227 << 10;
+  p->major = 9;
+  p->multiProcessorCount = 4; /* few: grids are made as large as the machine */
+  p->warpSize = 32;
+  p->maxThreadsPerBlock = 1024;
+  p->l2CacheSize = 1 << 20;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
+  struct cudaDeviceProp p;
+  (void)cudaGetDeviceProperties(&p, device);
+  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)p.sharedMemPerBlockOptin
+           : attribute == cudaDevAttrMultiProcessorCount        ? p.multiProcessorCount
+           : attribute == cudaDevAttrComputeCapabilityMajor     ? p.major
+                                                                : p.minor;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize(void) { return lm_emulated_error(sticky); }
+cudaError_t cudaDeviceReset(void) {
+  lm_emulated_reset_memory();
+  sticky = last = cudaSuccess;
+  detail[0] = 0;
+  return cudaSuccess;
+}
+
+/* ---- streams, and what is captured on them ---- */
+
+typedef struct call {
+  cudaError_t (*run)(const void *);
+  void *arguments;
+  size_t bytes;
+} call;
+
+struct CUgraph_st {
+  call *calls;
+  size_t n, room;
+};
+struct CUgraphExec_st {
+  struct CUgraph_st graph;
+};
+struct CUstream_st {
+  struct CUgraph_st *capturing;
+};
+struct CUevent_st {
+  struct timespec at;
+};
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+  (void)flags;
+  if (sticky) return sticky;
+  *stream = calloc(1, sizeof **stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  free(stream);
+  return sticky;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream && stream->capturing) return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
+  return lm_emulated_error(sticky);
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  (void)stream, (void)event, (void)flags;
+  return lm_emulated_error(sticky);
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
+  (void)flags;
+  if (sticky) return sticky;
+  *event = calloc(1, sizeof **event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  free(event);
+  return sticky;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  (void)stream;
+  (void)clock_gettime(CLOCK_MONOTONIC, &event->at);
+  return lm_emulated_error(sticky);
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  (void)event;
+  return lm_emulated_error(sticky);
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  *milliseconds = (float)((double)(end->at.tv_sec - begin->at.tv_sec) * 1e3 +
+                          (double)(end->at.tv_nsec - begin->at.tv_nsec) * 1e-6);
+  return lm_emulated_error(sticky);
+}
+
+bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*run)(const void *),
+                         const void *arguments, size_t bytes) {
+  if (!stream || !stream->capturing) return false;
+  struct CUgraph_st *g = stream->capturing;
+  if (g->n == g->room) {
+    g->room = g->room ? 2 * g->room : 16;
+    g->calls = realloc(g->calls, g->room * sizeof *g->calls);
+  }
+  call c = {run, malloc(bytes), bytes};
+  memcpy(c.arguments, arguments, bytes);
+  g->calls[g->n++] = c;
+  return true;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
+  (void)mode;
+  if (sticky) return sticky;
+  if (!stream || stream->capturing) return lm_emulated_error(cudaErrorInvalidValue);
+  stream->capturing = calloc(1, sizeof *stream->capturing);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+  if (!stream || !stream->capturing) return lm_emulated_error(cudaErrorInvalidValue);
+  *graph = stream->capturing;
+  stream->capturing = NULL;
+  return lm_emulated_error(sticky);
+}
+
+static void clear_calls(struct CUgraph_st *g) {
+  for (size_t i = 0; i < g->n; i++) free(g->calls[i].arguments);
+  free(g->calls);
+  memset(g, 0, sizeof *g);
+}
+static void copy_calls(struct CUgraph_st *to, const struct CUgraph_st *from) {
+  to->calls = calloc(from->n ? from->n : 1, sizeof *to->calls);
+  to->n = to->room = from->n;
+  for (size_t i = 0; i < from->n; i++) {
+    to->calls[i] = from->calls[i];
+    to->calls[i].arguments = malloc(from->calls[i].bytes);
+    memcpy(to->calls[i].arguments, from->calls[i].arguments, from->calls[i].bytes);
+  }
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
+                                 unsigned long long flags) {
+  (void)flags;
+  *exec = calloc(1, sizeof **exec);
+  copy_calls(&(*exec)->graph, graph);
+  return lm_emulated_error(sticky);
+}
+/* Like the real one: the same calls in the same order, with other arguments. */
+cudaError_t cudaGraphExecUpdate(cudaGraphExec_t exec, cudaGraph_t graph,
+                                cudaGraphExecUpdateResultInfo *info) {
+  bool same = exec->graph.n == graph->n;
+  for (size_t i = 0; i < graph->n && same; i++)
+    same = exec->graph.calls[i].run == graph->calls[i].run &&
+           exec->graph.calls[i].bytes == graph->calls[i].bytes;
+  info->result = same ? cudaGraphExecUpdateSuccess : cudaGraphExecUpdateError;
+  if (!same) return lm_emulated_error(cudaErrorInvalidValue);
+  clear_calls(&exec->graph);
+  copy_calls(&exec->graph, graph);
+  return lm_emulated_error(sticky);
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  (void)stream;
+  cudaError_t error = sticky;
+  for (size_t i = 0; i < exec->graph.n && error == cudaSuccess; i++)
+    error = exec->graph.calls[i].run(exec->graph.calls[i].arguments);
+  return lm_emulated_error(error);
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  clear_calls(graph);
+  free(graph);
+  return sticky;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  clear_calls(&exec->graph);
+  free(exec);
+  return sticky;
+}
+
+/* ---- launches ---- */
+
+typedef struct launch_call {
+  void (*run)(const void *);
+  lm_emulated_size grid, block;
+  size_t shared;
+  _Alignas(16) char arguments[4096];
+} launch_call;
+
+static const void *bad_pointer;
+
+void lm_emulated_begin_arguments(void) { bad_pointer = NULL; }
+void lm_emulated_check_pointer(const void *p) {
+  if (p && !lm_emulated_may_touch(p, 0)) bad_pointer = p;
+}
+
+static cudaError_t do_launch(const void *arguments) {
+  const launch_call *c = arguments;
+  return lm_emulated_run(c->run, c->arguments, c->grid, c->block, c->shared);
+}
+
+cudaError_t lm_emulated_launch(void (*run)(const void *), const void *arguments, size_t bytes,
+                               lm_emulated_size grid, lm_emulated_size block, size_t shared,
+                               cudaStream_t stream) {
+  launch_call c = {run, grid, block, shared, {0}};
+  if (sticky) return sticky;
+  if (bytes > sizeof c.arguments) return lm_emulated_error(cudaErrorInvalidValue);
+  if (bad_pointer) {
+    char text[256];
+    lm_emulated_describe(bad_pointer, text, sizeof text);
+    return lm_emulated_break(cudaErrorIllegalAddress, "a kernel was given %s", text);
+  }
+  memcpy(c.arguments, arguments, bytes);
+  if (lm_emulated_capture(stream, do_launch, &c, sizeof c)) return cudaSuccess;
+  return lm_emulated_error(do_launch(&c));
+}
