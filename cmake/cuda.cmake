@@ -100,3 +100,14 @@ elseif(LUMUON_CUDA STREQUAL "emulated")
   set(CUDA_OBJECTS $<TARGET_OBJECTS:cuda_kernels>)
   set(CUDA_LIBRARIES ${CMAKE_DL_LIBS})
 endif()
+
+# The checks of the emulation itself: spec/emulated_spec.lua
+if(LUMUON_CUDA STREQUAL "emulated")
+  set_source_files_properties(spec/emulated/checks.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+  add_executable(emulated_checks spec/emulated/checks.cu ${EMULATED})
+  target_include_directories(emulated_checks PRIVATE ${CUDA_INCLUDE_DIRECTORIES})
+  target_link_libraries(emulated_checks PRIVATE lumuon_flags Threads::Threads m)
+  target_compile_options(emulated_checks PRIVATE
+                         $<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions;-fno-rtti;-Wno-unused-parameter;-Wno-unknown-pragmas>)
+  set_target_properties(emulated_checks PROPERTIES LINKER_LANGUAGE C)
+endif()
