@@ -30,7 +30,8 @@ local o = lm.options {
 
   optimizer = { default = "muon", choices = { "muon", "adamw" }, help = "muon: nanochat's Muon and AdamW" },
   matrix_lr = { default = 0.03, min = 0, help = "Muon's" },
-  precision = { default = "auto", choices = { "auto", "f32", "bf16" }, help = "of Muon's products; auto: the faster" },
+  precision = { default = "f32", choices = { "f32", "bf16" }, help = "of Muon's products; losses in bf16 depend more on"
+    .. " the number of processes" },
   embedding_lr = { default = 0.2, min = 0, help = "at a width of 768; AdamW's beside Muon" },
   adamw_lr = { default = 0.012, min = 0, help = "of --optimizer=adamw, every parameter" },
   weight_decay = { default = 0, type = "number", min = 0, help = "at the start; falls to 0" },
@@ -54,8 +55,7 @@ local model = lm.models.gpt.GPT {
 local groups
 if o.optimizer == "muon" then
   groups = nanochat.param_groups(model, {
-    matrices = { lr = o.matrix_lr, weight_decay = o.weight_decay,
-      precision = o.precision ~= "auto" and o.precision or nil },
+    matrices = { lr = o.matrix_lr, weight_decay = o.weight_decay, precision = o.precision },
     embedding = { lr = o.embedding_lr },
     value_embeds = { lr = o.embedding_lr / 2 },
   })
@@ -95,14 +95,20 @@ local function train_step(step)
   end)
 end
 
---- Mean loss over all of the held-out text, in nats a byte.
+--- Mean loss over all of the held-out text, in nats a byte. Batches are dealt to the ranks; each loss is some rank's
+-- and zero on the others, so that the sum over ranks is exact.
 local function evaluate()
-  local sum, count = 0, 0
-  for _, batch in ipairs(data:batches("val", o.batch_size, o.sequence_len)) do
-    local loss = lm.no_grad(lm.scope, function() return model:forward(batch.idx, batch.targets):item() end)
-    sum, count = sum + loss * batch.count, count + batch.count
-  end
-  return sum / count
+  return lm.no_grad(lm.scope, function()
+    local batches = data:batches("val", o.batch_size, o.sequence_len)
+    local losses, sum, count = lm.zeros(#batches), 0, 0
+    for i = rank + 1, #batches, ranks do
+      lm.scope(function() losses:select(1, i):fill(model:forward(batches[i].idx, batches[i].targets):item()) end)
+    end
+    for i, loss in ipairs(lm.dist.all_reduce(losses, { label = "losses of the evaluation" }):tolist()) do
+      sum, count = sum + loss * batches[i].count, count + batches[i].count
+    end
+    return sum / count
+  end)
 end
 
 --- A fortune of at most `length` bytes.
@@ -155,5 +161,6 @@ for i = 1, o.steps do
 end
 log:close()
 
+if rank > 0 then return session end -- one writes, as one prints
 for i = 1, 3 do print(("\n--- fortune %d ---\n%s"):format(i, lm.train.printable(sample(i)))) end
 return session
