@@ -1,4 +1,5 @@
 local command = require "spec.command"
+local fake = require "spec.support.fake_peer"
 local json = require "dkjson"
 
 describe("lumuon bench train", function()
@@ -16,6 +17,49 @@ describe("lumuon bench train", function()
     assert.is_true(figures.lua_share > 0 and figures.lua_share < 1)
     assert.is_true(figures.lua_ms > 0 and figures.lua_ms < figures.ms)
     assert.is_string(figures.machine.cpu)
+    assert.truthy(figures.peers.absent:find("no --peers=FOLDER", 1, true))
+  end)
+
+  local tiny = " --model=d1 --sequence_len=32 --batch_size=2 --vocab_size=512 --warmup=1 --count=5"
+
+  it("measures nanochat's GPT at a depth, in either precision, PyTorch's steps beside its own", function()
+    local folder = command.folder()
+    finally(function() command.remove(folder) end)
+    local checkout, python = fake.make(folder, "echo \"$@\" >" .. folder .. "/asked\n" .. fake.answers())
+    for _, dtype in ipairs { "f32", "bf16" } do
+      local run = command.shell(("%s bench train %s --dtype=%s --json=%s/figures.json %s %s"):format(
+        command.lumuon, tiny, dtype, folder, checkout, python))
+      assert.equal(0, run.code, run.err)
+      local figures = json.decode(command.read(folder .. "/figures.json"))
+      assert.equal("d1", figures.model)
+      assert.equal(dtype, figures.dtype)
+      assert.equal(64, figures.tokens_per_step)
+      assert.is_true(figures.resident_peak_bytes > 1e6 and figures.peak_bytes > 1e5)
+      assert.equal("fake 1.0", figures.peers[1].version)
+      assert.equal(3.5, figures.peers[1].ms)
+      assert.is_true(math.abs(figures.peers[1].tokens_per_second - 64 / 3.5e-3) < 1)
+      assert.truthy(run.out:find("ours are", 1, true), run.out)
+      local asked = command.read(folder .. "/asked") -- the same model, threads and precision
+      for _, part in ipairs { "train.py", "--precision=" .. dtype, "--threads=" .. figures.threads, "--n_layer=1",
+        "--n_embd=128", "--n_head=1", "--vocab_size=512", "--sequence_len=32", "--batch_size=2",
+        "--window_pattern=L" } do
+        assert.truthy(asked:find(part, 1, true), part .. " was not asked: " .. asked)
+      end
+    end
+  end)
+
+  it("goes on without peers, and says why", function()
+    local function without(options, why)
+      local run = command.shell(command.lumuon .. " bench train" .. tiny .. options)
+      assert.equal(0, run.code, run.err)
+      assert.truthy(run.out:find(why, 1, true), run.out)
+    end
+    without(" --peers=/nowhere", "none: /nowhere is no checkout of nanochat")
+    local folder = command.folder()
+    finally(function() command.remove(folder) end)
+    local options = " " .. table.concat({ fake.make(folder, "echo no torch >&2; exit 1") }, " ")
+    without(options, "none: no torch")
+    without(" " .. table.concat({ fake.make(folder, fake.answers("exit 1")) }, " "), "none: it ended without a word")
   end)
 
   it("passes what is not its own to the recipe, and says what is wrong with it", function()
@@ -28,6 +72,15 @@ describe("lumuon bench train", function()
     run = command.shell(command.lumuon .. " bench train --recipe=nowhere.lua")
     assert.equal(2, run.code)
     assert.truthy(run.err:find("nowhere.lua", 1, true), run.err)
+  end)
+
+  it("says which model or option it cannot take", function()
+    for words, message in pairs { ["--model=x4"] = "--model=x4: expected d and a depth",
+      ["--model=d4 --dtyp=f32"] = "unknown option --dtyp; did you mean --dtype?" } do
+      local run = command.shell(command.lumuon .. " bench train " .. words)
+      assert.equal(2, run.code)
+      assert.truthy(run.err:find(message, 1, true), run.err)
+    end
   end)
 end)
 

@@ -25,4 +25,30 @@ function groups.of(model, scale)
   return muon, adamw
 end
 
+local muon_names = { "attention", "mlp.c_fc", "mlp.c_proj", "ve_gate" }
+local adamw_names = { "lm_head", "wte", "value_embeds", "resid_lambdas", "x0_lambdas" }
+
+--- The same as a list of { name =, kind =, count = tensors, sizes = of each }.
+function groups.list(model)
+  local muon, adamw = groups.of(model)
+  local list = {}
+  for i, s in ipairs(muon) do
+    list[#list + 1] = { name = muon_names[i], kind = "muon", count = s[1], sizes = { s[2], s[3] } }
+  end
+  for i, tensors in ipairs(adamw) do
+    list[#list + 1] = { name = adamw_names[i], kind = "adamw", count = #tensors, sizes = tensors[1] }
+  end
+  return list
+end
+
+--- Groups that no total has: the embedding in bf16 with bf16 moments, and many small tensors.
+function groups.extra(model)
+  local _, adamw = groups.of(model)
+  return {
+    { name = "wte in bf16", kind = "adamw", count = 1, sizes = adamw[2][1], dtype = "bf16" },
+    { name = "many small", kind = "adamw", count = 1000, sizes = { 1000 } },
+    { name = "as one", kind = "adamw", count = 1, sizes = { 1000000 } },
+  }
+end
+
 return groups

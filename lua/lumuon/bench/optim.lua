@@ -1,132 +1,257 @@
---- `lumuon bench optim`: AdamW in GB/s beside a copy, Muon in ms and GFLOP/s, for the shapes of a GPT.
+--- `lumuon bench optim`: the optimizer step, group by group, against the machine's limits and against peers.
+--
+-- AdamW's limit is the better of a copy and a scaling in place, in bytes a second; Muon's is the rate of
+-- multiply-adds on registers in the precision of its products, of which it is told how many operations its
+-- products executed. Medians; ours and the peers' runs take turns.
 local lib = require "lumuon.lib"
-local tensor = require "lumuon.tensor"
-local banks = require "lumuon.optim.banks"
-local group_options = require "lumuon.optim.options"
 local options = require "lumuon.options"
 local group_table = require "lumuon.bench.groups"
+local limits = require "lumuon.bench.limits"
+local peers = require "lumuon.bench.peers"
 local report = require "lumuon.bench.report"
-local clock = require "lumuon.clock"
+local steps = require "lumuon.bench.steps"
 local ffi, C, call = lib.ffi, lib.C, lib.call
 
-local M = { help = "AdamW in GB/s beside a copy, Muon in ms and GFLOP/s per shape" }
+local M = { help = "the optimizer step per group: ms, share of the machine's limit, peers beside it" }
 
---- What nanochat's GPT of this depth has: { count, rows, cols } of its Muon groups, and the elements of
--- each of its AdamW tensors.
-local function model_shapes(model)
-  local muon, adamw = group_table.of(model)
-  local elements = {}
-  for _, group in ipairs(adamw) do
-    for _, sizes in ipairs(group) do elements[#elements + 1] = sizes[1] * (sizes[2] or 1) end
-  end
-  return muon, elements
-end
+local WARM = 2 -- runs that do not count: memory, caches, the peers' compiling
 
---- Seconds of each of n runs of f, after one that is not counted.
-local function time(n, f)
-  local seconds = {}
-  f()
-  for i = 1, n do
-    local start = clock()
-    f()
-    seconds[i] = clock() - start
-  end
-  return seconds
-end
-
-local function random(...) return tensor.randn({ ... }) end
-
---- One fused AdamW step over all tensors, and a copy of as much memory: the two share a run, because
--- bandwidth drifts with what else the machine does.
-local function bench_adamw(sizes, runs)
-  local n, elements = #sizes, 0
-  local arrays, keep = {}, {}
-  for role = 1, 4 do
-    arrays[role] = ffi.new("lm_tensor *[?]", n)
-    for i, size in ipairs(sizes) do
-      local t = role == 4 and tensor.rand(size) or random(size)
-      keep[#keep + 1] = t
-      arrays[role][i - 1] = t.h
-      if role == 1 then elements = elements + size end
-    end
-  end
-  local args = ffi.new("lm_adamw_args", { lr = 1e-3, beta1 = 0.8, beta2 = 0.95, eps = 1e-10, weight_decay = 0.1,
-    step = 1 })
-  local grads = ffi.cast("const lm_tensor **", arrays[2])
-  local from, to = tensor.zeros(2 * elements), tensor.zeros(2 * elements) -- 16 bytes an element, as AdamW has
-  local step, copy = {}, {}
-  for _ = 1, runs do
-    copy[#copy + 1] = time(1, function() call(C.lm_copy, to.h, from.h) end)[1]
-    step[#step + 1] = time(1, function()
-      call(C.lm_adamw_step, n, arrays[1], grads, arrays[3], arrays[4], args)
-    end)[1]
-  end
-  for _, t in ipairs(keep) do t:free() end
-  from:free()
-  to:free()
-  local seconds, copy_seconds = report.median(step), report.median(copy)
-  local rate, copy_rate = 28 * elements / seconds / 1e9, 16 * elements / copy_seconds / 1e9
-  return { tensors = n, elements = elements, ms = seconds * 1e3, gb_per_s = rate, copy_gb_per_s = copy_rate,
-    share_of_copy = rate / copy_rate, runs = runs }
-end
-
---- One fused Muon step over a bank.
-local function bench_muon(count, rows, cols, precision, runs)
-  local group = group_options.complete(1, { kind = "muon", lr = 0.02, weight_decay = 0.1, precision = precision })
-  local param, grad, momentum = random(count, rows, cols), random(count, rows, cols), random(count, rows, cols)
-  local second = rows >= cols and tensor.zeros(count, rows, 1) or tensor.zeros(count, 1, cols)
-  local args = ffi.new("lm_muon_args", { lr = 1e-3, momentum = 0.95, beta2 = 0.95, weight_decay = 0.1, nesterov = 1 })
-  banks.polar_args(args.polar, group)
-  local seconds = report.median(time(runs, function()
-    call(C.lm_muon_step, param.h, grad.h, momentum.h, second.h, args)
-  end))
-  for _, t in ipairs { param, grad, momentum, second } do t:free() end
-  local m, n = math.min(rows, cols), math.max(rows, cols)
-  local flop = count * group.ns_steps * (4 * m * m * n + 2 * m * m * m) -- as written: ALGORITHM's 20m2n + 10m3
-  return { count = count, rows = rows, cols = cols, precision = precision, ms = seconds * 1e3, gflop = flop / 1e9,
-    gflop_per_s = flop / seconds / 1e9, runs = runs }
-end
+local own = {
+  model = { default = "d4", help = "groups of nanochat's GPT of this depth: d4, d12, ..." },
+  shape = { default = "", help = "one Muon bank K,rows,cols instead of a model's groups" },
+  precision = { default = "auto", choices = { "auto", "f32", "bf16" }, help = "of Muon's products; auto: the faster" },
+  path = { default = "auto", choices = { "auto", "written", "halves", "gram" }, help = "of Muon's products" },
+  runs = { default = 7, min = 5, max = 1000, help = "timed runs of each" },
+  threads = { default = 0, min = 0, max = 1024, help = "0: as many as there are" },
+  json = { default = "", help = "write the figures to this file" },
+  peers = peers.options.peers, python = peers.options.python,
+}
 
 local function parse_shape(text)
   local count, rows, cols = text:match("^(%d+),(%d+),(%d+)$")
   if not count then options.fail(("--shape=%s: expected three sizes, K,rows,cols"):format(text)) end
-  return tonumber(count), tonumber(rows), tonumber(cols)
+  count, rows, cols = tonumber(count), tonumber(rows), tonumber(cols)
+  if math.min(count, rows, cols) < 1 then options.fail(("--shape=%s: sizes are counted from 1"):format(text)) end
+  return { name = "shape", kind = "muon", count = count, sizes = { rows, cols } }
+end
+
+--- What identifies a group in the figures.
+local function row_of(group)
+  return { name = group.name, kind = group.kind, shape = { group.count, unpack(group.sizes) },
+    elements = steps.elements(group), dtype = group.dtype or "f32" }
+end
+
+--- Share of the machine's limit that `row` reached.
+local function share(row, limit)
+  if row.kind == "muon" then return row.operations / (row.ms / 1e3) / (limit.products_gflop_per_s * 1e9) end
+  return row.bytes / (row.ms / 1e3) / (math.max(limit.copy_gb_per_s, limit.in_place_gb_per_s) * 1e9)
+end
+
+-- ---- peers ------------------------------------------------------------------------------------------------
+
+local PEERS = {
+  { key = "nanochat", name = "nanochat MuonAdamW, torch.compile" },
+  { key = "torch", name = "torch.optim: Muon, AdamW(fused)" },
+}
+
+--- Tell a server the groups; nil and the reason where that failed.
+local function send_groups(server, groups)
+  for _, g in ipairs(groups) do
+    local ok, reason = server:ask("group", g.kind, g.dtype or "f32", g.count, unpack(g.sizes))
+    if not ok then return nil, reason end
+  end
+  return server:ask("build")
+end
+
+--- A peer's row for a group: a step as written, by the same count as ours.
+local function peer_row(group, seconds, cost, limit)
+  local row = row_of(group)
+  row.ms, row.path, row.runs = report.median(seconds) * 1e3, "as written", #seconds
+  row.bytes = group.kind == "adamw" and cost.bytes or 0 / 0
+  row.operations = cost.operations_as_written or cost.operations
+  row.limit_share = share(row, limit)
+  return row
+end
+
+-- ---- measuring ---------------------------------------------------------------------------------------------
+
+--- Times of group i, of ours and each peer's, taking turns.
+local function time_group(ours, server, i, runs)
+  local seconds = { ours = {}, nanochat = {}, torch = {} }
+  for r = 1 - WARM, runs do
+    seconds.ours[r] = ours:time(i)
+    for _, peer in ipairs(server and PEERS or {}) do
+      local ms = server:number(peer.key, i - 1)
+      if ms then seconds[peer.key][r] = ms / 1e3 end
+      server.settle()
+    end
+  end
+  if server then server:ask("forget", i - 1) end
+  return seconds
+end
+
+--- Rows of all groups: ours, and each peer's by key.
+local function time_groups(ours, server, groups, runs, limit)
+  local rows = { ours = {}, nanochat = {}, torch = {} }
+  for i, group in ipairs(groups) do
+    local seconds = time_group(ours, server, i, runs)
+    local cost = ours:cost(i)
+    local row = row_of(group)
+    for name, value in pairs(cost) do row[name] = value end
+    row.ms, row.runs = report.median(seconds.ours) * 1e3, runs
+    row.limit_share = share(row, limit)
+    rows.ours[i] = row
+    for _, peer in ipairs(PEERS) do
+      local enough = #seconds[peer.key] == runs
+      if enough then table.insert(rows[peer.key], peer_row(group, seconds[peer.key], cost, limit)) end
+    end
+  end
+  return rows
+end
+
+--- Milliseconds of a step of everything, ours and nanochat's, taking turns.
+local function time_whole(ours, server, runs)
+  local own_seconds, peer_ms = {}, {}
+  for r = 1 - WARM, runs do
+    own_seconds[r] = ours:whole()
+    if server then
+      peer_ms[r] = server:number("step")
+      server.settle()
+    end
+  end
+  return report.median(own_seconds) * 1e3, #peer_ms == runs and report.median(peer_ms) or nil
+end
+
+local function total(rows)
+  local ms = 0
+  for _, row in ipairs(rows) do ms = ms + row.ms end
+  return ms
+end
+
+--- Everything about a list of groups. The peers' part is nil without a server.
+local function measure(groups, precision, server, runs, limit)
+  local ours = steps.new(groups, precision)
+  local rows = time_groups(ours, server, groups, runs, limit)
+  local figures = { groups = rows.ours, total_ms = total(rows.ours) }
+  local step, peer_step = time_whole(ours, server, runs)
+  figures.step_ms, figures.memory = step, ours:memory()
+  ours:free()
+  local list = {}
+  for k, peer in ipairs(server and PEERS or {}) do
+    list[k] = { name = peer.name, version = server.version, groups = rows[peer.key], total_ms = total(rows[peer.key]) }
+  end
+  if server then
+    list[1].step_ms = peer_step
+    local memory = server:ask("memory")
+    if memory then list[1].memory = { live_bytes = tonumber(memory[1]), peak_bytes = tonumber(memory[2]) } end
+  end
+  return figures, list
+end
+
+-- ---- showing -------------------------------------------------------------------------------------------------
+
+local function show_rows(rows, list)
+  local head = ("\n%-14s %-6s %-17s %9s %6s %7s"):format("group", "kind", "shape", "ms", "limit", "B/param")
+  for _, peer in ipairs(list) do head = head .. ("  %9s %6s"):format(peer.name:match("^[%w%.]+"), "") end
+  print(head .. "  path")
+  local by_name = {}
+  for k, peer in ipairs(list) do
+    by_name[k] = {}
+    for _, row in ipairs(peer.groups) do by_name[k][row.name] = row end
+  end
+  for _, row in ipairs(rows) do
+    local line = ("%-14s %-6s %-17s %9.3f %5.0f%% %7.1f"):format(row.name, row.kind,
+      table.concat(row.shape, " x "), row.ms, 100 * row.limit_share, row.bytes_per_parameter)
+    for k in ipairs(list) do
+      local peer = by_name[k][row.name]
+      line = line .. (peer and ("  %9.3f %5.2fx"):format(peer.ms, peer.ms / row.ms) or ("  %9s %6s"):format("-", ""))
+    end
+    print(line .. "  " .. row.path)
+  end
+end
+
+local function megabytes(bytes) return ("%.1f MB"):format(bytes / 1e6) end
+
+local function show(figures, list, limit)
+  print(("limits: copy %.1f GB/s, in place %.1f GB/s; products in %s %.0f GFLOP/s (%s)"):format(limit.copy_gb_per_s,
+    limit.in_place_gb_per_s, limit.precision, limit.products_gflop_per_s, limit.kernel))
+  show_rows(figures.groups, list)
+  print(("\nall groups  %.2f ms; opt:step(), with its look for NaN, %.2f ms"):format(figures.total_ms, figures.step_ms))
+  for _, peer in ipairs(list) do
+    print(("  %s: %.2f ms, %.2f times ours%s"):format(peer.name, peer.total_ms, peer.total_ms / figures.total_ms,
+      peer.step_ms and ("; its step() %.2f ms, %.2f times"):format(peer.step_ms, peer.step_ms / figures.step_ms) or ""))
+  end
+  local m = figures.memory
+  print(("memory      %s of parameters, gradients and state; a step takes %s beside them (bound: %s)"):format(
+    megabytes(m.live_bytes), megabytes(m.scratch_bytes), megabytes(m.bound_bytes - m.live_bytes)))
+  for _, peer in ipairs(list) do
+    if peer.memory then
+      print(("  %s: %s, and a step's resident peak is %s beside them"):format(peer.name,
+        megabytes(peer.memory.live_bytes), megabytes(peer.memory.peak_bytes - peer.memory.live_bytes)))
+    end
+  end
+end
+
+--- A server with these groups built; nil and why not.
+local function start_peers(o, groups, precision)
+  local server, reason = peers.start("optim", o, { threads = C.lm_threads(), precision = precision })
+  if not server then return nil, reason end
+  local ok
+  ok, reason = send_groups(server, groups)
+  if ok then return server end
+  server:close()
+  return nil, reason
+end
+
+--- f() with Muon's products on this path.
+local function on_path(name, f)
+  local before = C.lm_muon_path()
+  for i = 0, C.LM_MUON_PATHS - 1 do
+    if ffi.string(C.lm_muon_path_name(i)) == name then call(C.lm_set_muon_path, i) end
+  end
+  local ok, problem = pcall(f)
+  call(C.lm_set_muon_path, before)
+  if not ok then error(problem, 0) end
+end
+
+--- Measure, show and save.
+local function run(o)
+  local groups = o.shape ~= "" and { parse_shape(o.shape) } or group_table.list(o.model)
+  local extra = o.shape == "" and group_table.extra(o.model) or {}
+  if o.threads > 0 then call(C.lm_set_threads, o.threads) end
+  local precision = o.precision
+  if precision == "auto" then precision = C.lm_cpu_fast_bf16() == 1 and "bf16" or "f32" end
+  local machine = report.machine()
+  local copy, in_place = limits.memory(o.runs)
+  local rate, kernel = limits.products(precision)
+  local limit = { copy_gb_per_s = copy / 1e9, in_place_gb_per_s = in_place / 1e9, products_gflop_per_s = rate / 1e9,
+    kernel = kernel, precision = precision }
+
+  print(("%s, %s kernels, %d threads, oneDNN %s"):format(machine.cpu, machine.kernels, machine.threads, machine.onednn))
+  local server, absent = start_peers(o, groups, precision)
+  if o.peers ~= "" then print(server and "peers: " .. server.version or "no peers: " .. absent) end
+  local figures, list = measure(groups, precision, server, o.runs, limit)
+  if server then server:close() end
+  figures.bench, figures.machine, figures.threads = "optim", machine, machine.threads
+  figures.precision, figures.limits = precision, limit
+  if o.shape == "" then figures.model = o.model end
+  figures.peers = server and list or { absent = absent }
+  show(figures, list, limit)
+
+  if #extra > 0 then
+    server = o.peers ~= "" and start_peers(o, extra, precision) or nil
+    local more, beside = measure(extra, precision, server, o.runs, limit)
+    if server then server:close() end
+    figures.extra = { groups = more.groups, peers = beside }
+    show_rows(more.groups, beside)
+  end
+  report.save(o.json, figures)
 end
 
 --- @param args of the command line; returns the exit code
 function M.run(args)
-  local o = options({
-    model = { default = "d4", help = "shapes of nanochat's GPT of this depth: d4, d12, ..." },
-    shape = { default = "", help = "one Muon bank K,rows,cols instead of a model's" },
-    precision = { default = "both", choices = { "both", "f32", "bf16" }, help = "of Muon's products" },
-    runs = { default = 7, min = 5, max = 1000, help = "timed runs of each" },
-    threads = { default = 0, min = 0, max = 1024, help = "0: as many as there are" },
-    json = { default = "", help = "write the figures to this file" },
-  }, args)
-  if o.threads > 0 then call(C.lm_set_threads, o.threads) end
-  local machine = report.machine()
-  local result = { bench = "optim", machine = machine, muon = {} }
-  local shapes, sizes = model_shapes(o.model)
-  if o.shape ~= "" then shapes, sizes = { { parse_shape(o.shape) } }, nil end
-  print(("%s, %s kernels, %d threads, oneDNN %s"):format(machine.cpu, machine.kernels, machine.threads,
-    machine.onednn))
-  if sizes then
-    result.model = o.model
-    local a = bench_adamw(sizes, o.runs)
-    result.adamw = a
-    print(("\nAdamW  %d tensors, %d elements: %.2f ms, %.1f GB/s (28 bytes an element); copy %.1f GB/s; %.0f %% of it")
-      :format(a.tensors, a.elements, a.ms, a.gb_per_s, a.copy_gb_per_s, 100 * a.share_of_copy))
-  end
-  print(("\n%-6s %5s %6s %6s  %9s %10s %9s"):format("Muon", "K", "rows", "cols", "ms", "GFLOP", "GFLOP/s"))
-  for _, s in ipairs(shapes) do
-    for _, precision in ipairs(o.precision == "both" and { "f32", "bf16" } or { o.precision }) do
-      local r = bench_muon(s[1], s[2], s[3], precision, o.runs)
-      result.muon[#result.muon + 1] = r
-      print(("%-6s %5d %6d %6d  %9.2f %10.2f %9.0f"):format(r.precision, r.count, r.rows, r.cols, r.ms, r.gflop,
-        r.gflop_per_s))
-    end
-  end
-  report.save(o.json, result)
+  local o = options(own, args)
+  on_path(o.path, function() run(o) end)
   return 0
 end
 

@@ -16,6 +16,15 @@ function report.machine()
   return machine
 end
 
+--- The most memory this process has had resident, in bytes; 0 where the system does not say.
+function report.resident_peak()
+  local file = io.open("/proc/self/status")
+  if not file then return 0 end
+  local kilobytes = file:read("*a"):match("VmHWM:%s*(%d+) kB")
+  file:close()
+  return 1024 * (tonumber(kilobytes) or 0)
+end
+
 --- The middle one.
 function report.median(list)
   local sorted = {}
