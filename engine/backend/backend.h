@@ -29,6 +29,7 @@ typedef struct lm__backend_table {
   int (*write)(const char *op, void *device, const void *host, size_t bytes);
   int (*synchronize)(void);
   double (*memory)(int what); /* enum lm_memory_what */
+  int (*guard)(int n, const lm_tensor *const *grads, const char *const *names);
   int (*fill)(lm_tensor *t, double value);
   int (*arange)(lm_tensor *t, double start, double step);
   int (*random_uniform)(lm_tensor *t, double low, double high, uint64_t seed, uint64_t stream,

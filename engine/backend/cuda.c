@@ -26,8 +26,9 @@ static struct {
   char broken[512]; /* what a fault said: nothing works on the device after it */
   bool wait_always; /* LUMUON_CUDA_SYNC=1: a fault is found at its own op */
   const char *recent[RECENT];
-  unsigned launches; /* since the host last waited, for `recent` */
-  lm__reporter reporter;
+  unsigned launches;          /* since the host last waited, for `recent` */
+  lm__reporter reporter;      /* reporter.taken[1]: the word that makes steps do nothing */
+  const char *const *guarded; /* names of the gradients looked at last */
 } gpu;
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 
@@ -84,10 +85,10 @@ static cudaError_t open_device(void) {
                       cudaHostAllocMapped);
   if (e == cudaSuccess) {
     memset(gpu.reporter.report, 0, sizeof *gpu.reporter.report);
-    e = cudaMalloc((void **)&gpu.reporter.taken, sizeof *gpu.reporter.taken);
+    e = cudaMalloc((void **)&gpu.reporter.taken, 2 * sizeof *gpu.reporter.taken);
   }
   if (e == cudaSuccess)
-    e = cudaMemsetAsync(gpu.reporter.taken, 0, sizeof *gpu.reporter.taken, gpu.stream);
+    e = cudaMemsetAsync(gpu.reporter.taken, 0, 2 * sizeof *gpu.reporter.taken, gpu.stream);
   if (e == cudaSuccess) e = lm__cuda_memory_start(gpu.index, p.name, gpu.stream);
   return e;
 }
@@ -147,6 +148,7 @@ int lm__cuda_processors(void) { return gpu.processors; }
 int lm__cuda_capability(void) { return gpu.capability; }
 size_t lm__cuda_shared_limit(void) { return gpu.shared_limit; }
 lm__reporter lm__cuda_reporter(void) { return gpu.reporter; }
+int *lm__cuda_skip(void) { return gpu.reporter.taken + 1; }
 
 /* ---- what goes wrong ---- */
 
@@ -199,10 +201,14 @@ static int take_report(void) {
   shared->kind = LM_REPORT_NONE;
   LM__TRY(lm__cuda_check(
       "report", cudaMemsetAsync(gpu.reporter.taken, 0, sizeof *gpu.reporter.taken, gpu.stream)));
-  if (r.kind == LM_REPORT_NONFINITE)
+  if (r.kind == LM_REPORT_NONFINITE) {
+    char more[64] = "";
+    if (r.limit > 0) (void)snprintf(more, sizeof more, ", and so have %lld others", r.limit);
     return lm__fail(LM_ENONFINITE,
-                    "%.32s: %lld elements are NaN or Inf (found on the GPU; nothing was changed)",
-                    r.op, r.value);
+                    "%.32s: the gradient of %s has %lld NaN or Inf%s; nothing was changed, by this "
+                    "step or those since",
+                    r.op, gpu.guarded ? gpu.guarded[r.position] : "a parameter", r.value, more);
+  }
   return lm__fail(LM_EINDEX,
                   "%.32s: %s %lld at element %lld (counted from 1) is outside the vocabulary of "
                   "%lld (0 to %lld%s); found on the GPU, which took 0 in its place and went on",
@@ -218,6 +224,11 @@ int lm__cuda_synchronize(const char *op) {
 
 /* ---- the table ---- */
 
+static int guard(int n, const lm_tensor *const *grads, const char *const *names) {
+  gpu.guarded = names;
+  return lm__guard_cuda(n, grads);
+}
+
 static int wait_for_all(void) { return lm__cuda_synchronize("synchronize"); }
 
 /* clang-format off */
@@ -229,6 +240,7 @@ static const lm__backend_table table = {
     .write = lm__cuda_write,
     .synchronize = wait_for_all,
     .memory = lm__cuda_memory,
+    .guard = guard,
 #define ENTRY(op) .op = lm__##op##_cuda,
     ENTRY(fill)
     ENTRY(arange)

@@ -44,7 +44,7 @@ enum lm__report_kind {
   LM_REPORT_NONE = 0,
   LM_REPORT_INDEX = 1,     /* value is outside 0..limit-1 at element `position`: LM_EINDEX */
   LM_REPORT_TARGET = 2,    /* the same, where -1 is fine as well: LM_EINDEX */
-  LM_REPORT_NONFINITE = 3, /* `value` elements are NaN or Inf: LM_ENONFINITE */
+  LM_REPORT_NONFINITE = 3, /* a gradient (lm_guard_gradients): LM_ENONFINITE */
 };
 typedef struct lm__report {
   int kind;
@@ -57,6 +57,10 @@ typedef struct lm__reporter {
   lm__report *report; /* in the host's memory, which the device sees */
 } lm__reporter;
 lm__reporter lm__cuda_reporter(void);
+
+/* A word on the device, set by lm_guard_gradients: kernels of optimizers write nothing where it is
+ * not 0. */
+int *lm__cuda_skip(void);
 
 #ifdef __cplusplus
 }

@@ -46,6 +46,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *cache[CLASSES];
 static size_t class_bytes[CLASSES];
 static size_t live, peak_live, cached;
+static size_t elsewhere; /* live on devices with memory of their own; atomic */
 static double system_allocs;
 static double limit_set; /* 0: the machine's */
 
@@ -136,6 +137,7 @@ static int device_storage(lm__storage **out, const lm__backend_table *backend, s
   }
   *s = (lm__storage){data, bytes, bytes, device, 1};
   *out = s;
+  (void)__atomic_add_fetch(&elsewhere, bytes, __ATOMIC_RELAXED);
   return LM_OK;
 }
 
@@ -210,6 +212,7 @@ void lm__storage_release(lm__storage *s) {
   const lm__backend_table *backend = s->device == LM_CPU ? NULL : lm__backend(s->device);
   if (backend && backend->release) {
     backend->release(s->data, s->bytes);
+    (void)__atomic_sub_fetch(&elsewhere, s->bytes, __ATOMIC_RELAXED);
     free(s);
     return;
   }
@@ -230,6 +233,7 @@ void lm__storage_release(lm__storage *s) {
 }
 
 double lm_memory_live(void) { return (double)live; }
+double lm_memory_live_everywhere(void) { return (double)live + (double)elsewhere; }
 double lm_memory_peak(void) { return (double)peak_live; }
 double lm_memory_cached(void) { return (double)cached; }
 double lm_memory_system_allocs(void) { return system_allocs; }

@@ -162,6 +162,7 @@ double lm_tensor_offset(const lm_tensor *t) { return t ? (double)t->offset : -1;
 double lm_tensor_numel(const lm_tensor *t) { return t ? (double)lm__numel(t) : -1; }
 int lm_tensor_is_contiguous(const lm_tensor *t) { return t && lm__is_contiguous(t); }
 void *lm_tensor_data(const lm_tensor *t) { return t && t->device == LM_CPU ? lm__data(t) : NULL; }
+double lm_tensor_address(const lm_tensor *t) { return t ? (double)(uintptr_t)lm__data(t) : 0; }
 int lm_tensor_shares_storage(const lm_tensor *a, const lm_tensor *b) {
   return a && b && a->storage == b->storage;
 }

@@ -126,6 +126,8 @@ enum lm_memory_what {
   LM_MEMORY_TRIM = 6
 };
 LM_API double lm_device_memory(int device, int what);
+/* Bytes in live tensors on all devices together. */
+LM_API double lm_memory_live_everywhere(void);
 
 /* The same for the CPU. */
 
@@ -164,6 +166,8 @@ LM_API double lm_tensor_numel(const lm_tensor *t);
 LM_API int lm_tensor_is_contiguous(const lm_tensor *t);
 /* First element; for reading and writing from Lua on the CPU, NULL elsewhere. */
 LM_API void *lm_tensor_data(const lm_tensor *t);
+/* Its address as a number, on any device: to tell whether two tensors begin at one place. */
+LM_API double lm_tensor_address(const lm_tensor *t);
 /* 1 if both share a storage. */
 LM_API int lm_tensor_shares_storage(const lm_tensor *a, const lm_tensor *b);
 /* Element at index[0..ndim): any dtype as a double. */
@@ -428,6 +432,15 @@ typedef struct lm_muon_report {
   double scratch;     /* bytes of memory it took beside its tensors */
 } lm_muon_report;
 LM_API int lm_muon_last(lm_muon_report *out);
+
+/* On a device that computes beside the host: look for NaN and Inf in n gradients (f32 or bf16,
+ * contiguous), there. Where one has any, or something else was found that the host has not been
+ * told yet, lm_adamw_step and lm_muon_step on that device change nothing until the next call of
+ * this; the next call that waits for the device is then LM_ENONFINITE and says names[i] (which must
+ * live until the next call of this). n == 0: steps go ahead. LM_ENOTSUP on the CPU: there
+ * lm_count_nonfinite answers at once. */
+LM_API int lm_guard_gradients(int device, int n, const lm_tensor *const *grads,
+                              const char *const *names);
 
 /* ---- collectives -------------------------------------------------------------------------------
  *

@@ -129,3 +129,22 @@ int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_bu
   LM__TRY(lm__need_shape(op, "second_momentum", second_momentum, 3, second));
   return backend->muon_step(param, grad, momentum_buffer, second_momentum, args);
 }
+
+/* ---- whether a step goes ahead ---- */
+
+int lm_guard_gradients(int device, int n, const lm_tensor *const *grads, const char *const *names) {
+  const lm__backend_table *backend;
+  LM__TRY(lm__begin("step", 0));
+  LM__OP(backend, guard, device);
+  for (int i = 0; i < n; i++) {
+    char name[160];
+    (void)snprintf(name, sizeof name, "the gradient of %.120s", names[i]);
+    LM__TRY(lm__begin("step", 1, grads[i]));
+    if (grads[i]->device != device)
+      return lm__fail(LM_EDEVICE, "step: %s lies on %s, others on %s", name,
+                      lm_device_name(grads[i]->device), lm_device_name(device));
+    LM__TRY(lm__need_float("step", name, grads[i]));
+    LM__TRY(lm__need_contiguous("step", name, grads[i]));
+  }
+  return backend->guard(n, grads, names);
+}

@@ -62,6 +62,8 @@ int lm__polar_express_cuda(lm_tensor *out, const lm_tensor *in, const lm_polar_a
 int lm__muon_step_cuda(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                        lm_tensor *second_momentum, const lm_muon_args *args);
 
+int lm__guard_cuda(int n, const lm_tensor *const *grads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -39,12 +39,22 @@ function lm.set_threads(n)
   lib.call(lib.C.lm_set_threads, n)
 end
 
---- Bytes in live tensors, their peak, bytes kept for reuse, and blocks ever asked of the system.
-function lm.memory()
+--- Bytes in live tensors, their peak, bytes kept for reuse, and blocks ever asked of the system. Of a GPU,
+-- lm.memory("cuda"): live, peak, reserved (taken from the device, the spare included), free and total.
+function lm.memory(device)
   local C = lib.C
+  if device ~= nil and lib.device_code(device) ~= C.LM_CPU then
+    local code = lib.device_code(device)
+    local function of(what) return C.lm_device_memory(code, what) end
+    return { live = of(C.LM_MEMORY_LIVE), peak = of(C.LM_MEMORY_PEAK), reserved = of(C.LM_MEMORY_RESERVED),
+      free = of(C.LM_MEMORY_FREE), total = of(C.LM_MEMORY_TOTAL) }
+  end
   return { live = C.lm_memory_live(), peak = C.lm_memory_peak(), cached = C.lm_memory_cached(),
     system_allocs = C.lm_memory_system_allocs() }
 end
+
+--- Wait until the GPU has done all it was given: what went wrong there is an error here.
+function lm.synchronize(device) lib.call(lib.C.lm_synchronize, lib.device_code(device or "cuda")) end
 
 for name, op in pairs(ops) do lm[name] = op end
 

@@ -73,7 +73,7 @@ local soft_limit = SOFT_LIMIT
 
 local function collect()
   collectgarbage()
-  soft_limit = math.max(SOFT_LIMIT, 1.5 * C.lm_memory_live())
+  soft_limit = math.max(SOFT_LIMIT, 1.5 * C.lm_memory_live_everywhere())
 end
 lib.collect = collect
 
@@ -197,7 +197,7 @@ function lib.wrap(handle)
     t = setmetatable({ h = ffi.gc(handle, free), requires_grad = false, node = false, collected = true,
       holders = false, escapes = false }, Tensor)
   end
-  if C.lm_memory_live() > soft_limit then collect() end
+  if C.lm_memory_live_everywhere() > soft_limit then collect() end
   return t
 end
 local wrap = lib.wrap

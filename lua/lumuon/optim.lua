@@ -104,7 +104,11 @@ local function check_params(i, group, seen)
       raise("parameter %s %s is in groups twice: %s and %s", key, p:describe(), seen[p], label)
     end
     if seen[key] then raise("two parameters are called '%s': in %s and %s", key, seen[key], label) end
-    local address = p:numel() > 0 and tostring(ffi.cast("void *", C.lm_tensor_data(p.h))) or key
+    if p:device() ~= group.params[1]:device() then
+      raise("%s: %s lies on %s, %s on %s; a group lies on one device", label, key_of(group.params[1], i, 1),
+        group.params[1]:device(), key, p:device())
+    end
+    local address = p:numel() > 0 and ("%s %.0f"):format(p:device(), C.lm_tensor_address(p.h)) or key
     if seen[address] then
       raise("%s: %s %s is the same memory as %s; put a shared weight in once", label, key, p:describe(),
         seen[address])
@@ -238,6 +242,33 @@ local function find_nonfinite(self, counts)
   return first .. (more > 0 and (", and so have %d other parameters'"):format(more) or "") .. "; nothing was changed"
 end
 
+--- On a GPU gradients are looked at there, and the host goes on: with a NaN or Inf in one, this step and those
+-- after it change nothing, until a call that waits for a number (loss:item()) raises the error. True if so;
+-- "skip" must know at once, and several ranks must agree.
+local function guard(self)
+  local on_gpu, all = false, true
+  for _, slot in ipairs(self.slots) do
+    if slot.params[1]:device() == "cpu" then all = false else on_gpu = true end
+  end
+  if not on_gpu then return false end
+  if not all or self.units or self.on_nonfinite == "skip" then
+    lib.call(C.lm_guard_gradients, C.LM_CUDA, 0, nil, nil)
+    return false
+  end
+  local handles, names = {}, {}
+  for _, slot in ipairs(self.slots) do
+    if slot.kind == "muon" then
+      handles[#handles + 1], names[#names + 1] = slot.grad_bank.h, options.group_label(slot.index, slot.group)
+    else
+      for j, p in ipairs(slot.params) do handles[#handles + 1], names[#names + 1] = p.grad.h, slot.keys[j] end
+    end
+  end
+  local n = #handles
+  self.guarded = { names, ffi.new("const char *[?]", n, names) } -- kept: a message may name one later
+  lib.call(C.lm_guard_gradients, C.LM_CUDA, n, ffi.new("const lm_tensor *[?]", n, handles), self.guarded[2])
+  return true
+end
+
 local function check_groups(self)
   for i, slot in ipairs(self.slots) do
     local group = self.param_groups[i]
@@ -292,7 +323,7 @@ function MuonAdamW:step()
   check_groups(self)
   local told, bad = overlap.told(self)
   if not told then
-    bad = find_nonfinite(self)
+    bad = not guard(self) and find_nonfinite(self) or nil
     told = self.units and sharded.tell(bad)
   end
   if self.units then bad = sharded.first_problem(told, bad) end
@@ -505,7 +536,7 @@ optim.polar_express_coefficients = options.polar_express
 --- Orthogonalise a matrix or a bank of them (K, rows, cols): the polar factor, nearly. how: ns_steps,
 -- precision, norm_scale, coefficients as in a Muon group.
 function optim.polar_express(t, how)
-  local group = options.complete_polar(how or {})
+  local group = options.complete_polar(how or {}, t:device())
   tensor.live(t, "polar_express")
   local bank = t:dim() == 2 and t:unsqueeze(1) or t
   local out = lib.result(C.lm_polar_express, bank:to("f32"):contiguous().h,

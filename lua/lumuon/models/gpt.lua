@@ -51,6 +51,7 @@ local defaults = {
   window_pattern = "SSSL", -- a letter a layer, tiled: S short, L full; the last layer is always full
   dtype = "f32", -- of the activations: "f32" or "bf16"
   device = "cpu", -- where the parameters live
+  embedding_dtype = "", -- of wte and value_embeds: "f32" or "bf16"; if not given, f32 on the CPU, bf16 on a GPU
   seed = 42, -- of the initial weights
 }
 
@@ -98,6 +99,10 @@ local function complete(config)
   if c.dtype ~= "f32" and c.dtype ~= "bf16" then
     raise("GPT: dtype must be f32 or bf16, got %s", tostring(c.dtype))
   end
+  if c.embedding_dtype == "" then c.embedding_dtype = c.device == "cpu" and "f32" or "bf16" end
+  if c.embedding_dtype ~= "f32" and c.embedding_dtype ~= "bf16" then
+    raise("GPT: embedding_dtype must be f32 or bf16, got %s", tostring(c.embedding_dtype))
+  end
   c.head_dim = c.n_embd / c.n_head
   c.padded_vocab_size = math.ceil(c.vocab_size / 64) * 64
   return c
@@ -120,12 +125,14 @@ function gpt.GPT(config)
   local stream = 0
 
   --- A new parameter; fill(t, generator) writes its first values.
-  local function add(name, sizes, fill)
+  local function add(name, sizes, fill, dtype)
     stream = stream + 1
     local t = tensor.empty(sizes, { device = c.device })
     fill(t, tensor.Generator(c.seed, stream))
-    local p = autograd.parameter(t, name)
+    local stored = t:to(dtype or "f32")
+    local p = autograd.parameter(stored, name)
     t:free()
+    stored:free()
     model.names[#model.names + 1] = name
     model.by_name[name] = p
     return p
@@ -142,7 +149,8 @@ function gpt.GPT(config)
   local C, kv = c.n_embd, c.n_kv_head * c.head_dim
   local bound = math.sqrt(3 / C)
   local linear = uniform(-bound, bound)
-  model.wte = add("transformer.wte.weight", { c.padded_vocab_size, C }, normal(c.wte_std))
+  model.wte = add("transformer.wte.weight", { c.padded_vocab_size, C }, normal(c.wte_std),
+    c.embedding_dtype)
   model.blocks = {}
   for i = 0, c.n_layer - 1 do
     local at = "transformer.h." .. i .. "."
@@ -154,7 +162,8 @@ function gpt.GPT(config)
       c_proj = add(at .. "attn.c_proj.weight", { C, C }, constant(0)),
       ve_gate = gated and add(at .. "attn.ve_gate.weight", { c.n_kv_head, c.ve_gate_channels },
         c.ve_gate_high > 0 and uniform(0, c.ve_gate_high) or constant(0)),
-      value_embeds = gated and add("value_embeds." .. i .. ".weight", { c.padded_vocab_size, kv }, linear),
+      value_embeds = gated and add("value_embeds." .. i .. ".weight", { c.padded_vocab_size, kv }, linear,
+        c.embedding_dtype),
       c_fc = add(at .. "mlp.c_fc.weight", { 4 * C, C }, uniform(-bound * c.c_fc_scale, bound * c.c_fc_scale)),
       mlp_proj = add(at .. "mlp.c_proj.weight", { C, 4 * C }, constant(0)),
       window = window_of(c, i),
@@ -277,6 +286,7 @@ function GPT:forward(idx, targets)
   local c = self.config
   check_tokens(self, "idx", idx)
   if targets then check_tokens(self, "targets", targets, idx) end
+  idx, targets = idx:to(c.device), targets and targets:to(c.device)
   local logits = nn.linear(trunk(self, idx), self.lm_head)
   if targets then return nn.cross_entropy(logits, targets, c.vocab_size, SOFTCAP, true) end
   local capped = (logits:narrow(3, 1, c.vocab_size):to("f32") / SOFTCAP):tanh()

@@ -115,7 +115,7 @@ end
 local function muon_parts(slot, rows, cols)
   local deal, pieces, entries = slot.deal, banks.piece_rows(slot, rows), 0
   for _, r in ipairs(pieces) do entries = entries + math.max(r, cols) end
-  slot.second = tensor.zeros(deal.share, entries)
+  slot.second = tensor.zeros({ deal.share, entries }, slot.like)
   for k, j in ipairs(deal.own) do
     slot.state[j].second_momentum_buffer = banks.second_view(slot, slot.second:select(1, k))
   end
@@ -149,9 +149,10 @@ function banks.muon(slot, deal)
   local rows, cols = slot.params[1]:size(1), slot.params[1]:size(2)
   deal = deal or whole(slot)
   slot.deal = deal
-  slot.bank = tensor.zeros(deal.total, rows, cols)
-  slot.grad_bank = tensor.zeros(deal.total, rows, cols)
-  slot.momentum = tensor.zeros(deal.share, rows, cols)
+  slot.like = { device = slot.params[1]:device() }
+  slot.bank = tensor.zeros({ deal.total, rows, cols }, slot.like)
+  slot.grad_bank = tensor.zeros({ deal.total, rows, cols }, slot.like)
+  slot.momentum = tensor.zeros({ deal.share, rows, cols }, slot.like)
   slot.state = {}
   banks.settle(slot, function(j)
     return slot.bank:select(1, deal.places[j]), slot.grad_bank:select(1, deal.places[j])

@@ -81,7 +81,9 @@ end
 
 local REQUIRED = {} -- a default that is none
 
-local function fast_precision() return C.lm_cpu_fast_bf16() ~= 0 and "bf16" or "f32" end
+local function fast_precision(device)
+  return (device ~= "cpu" or C.lm_cpu_fast_bf16() ~= 0) and "bf16" or "f32"
+end
 
 --- kind -> name -> { check, default }. A function as a default is called for its value.
 options.kinds = {
@@ -156,8 +158,14 @@ function options.check(i, group)
   end
 end
 
---- A checked copy of a user's group with every option filled in; params is the list as given.
-function options.complete(i, given)
+local function device_of(params)
+  local first = type(params) == "table" and params[1]
+  return lib.is_tensor(first) and first.h ~= nil and first:device() or "cpu"
+end
+
+--- A checked copy of a user's group with every option filled in; params is the list as given. device: where
+-- the work is done, if not where the parameters are.
+function options.complete(i, given, device)
   if type(given) ~= "table" or lib.is_tensor(given) then
     raise("group %d must be a table { kind = ..., params = {...}, lr = ... }, got %s", i,
       lib.is_tensor(given) and "a tensor" or type(given))
@@ -173,7 +181,7 @@ function options.complete(i, given)
   for name, option in pairs(known) do
     local default = option[2]
     if group[name] == nil and default ~= nil and default ~= REQUIRED then
-      if type(default) == "function" then default = default() end
+      if type(default) == "function" then default = default(device or device_of(group.params)) end
       group[name] = default
     end
   end
@@ -183,7 +191,7 @@ function options.complete(i, given)
 end
 
 --- The options of optim.polar_express: those of a Muon group that concern it.
-function options.complete_polar(given)
+function options.complete_polar(given, device)
   local group = { kind = "muon", lr = 0 }
   if type(given) ~= "table" then raise("polar_express: options must be a table, got %s", type(given)) end
   for key, value in pairs(given) do
@@ -192,7 +200,7 @@ function options.complete_polar(given)
     end
     group[key] = value
   end
-  return options.complete(1, group)
+  return options.complete(1, group, device)
 end
 
 return options

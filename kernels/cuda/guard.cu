@@ -1,0 +1,74 @@
+/* Does a step go ahead? Counts what is not finite in the gradients, on the device, and leaves a
+ * word there that the optimizers' kernels look at: 1 where a gradient holds a NaN or Inf, or where
+ * a kernel has reported something that the host has not seen yet (backend/cuda.h). */
+#include "cuda/reduce.cuh"
+
+namespace {
+
+/* Elements with all exponent bits set. */
+LM_DEVICE int is_bad(float x) { return (lm_f32_bits(x) & 0x7f800000u) == 0x7f800000u; }
+LM_DEVICE int is_bad(lm_bf16 x) { return (x.bits & 0x7f80u) == 0x7f80u; }
+
+template <class T, bool packs> LM_GLOBAL count(const T *p, int64_t n, unsigned *bad) {
+  enum { SIZE = packs ? (int)lm__pack<T>::size : 1 };
+  int mine = 0;
+  LM_GRID_STRIDE(i, n / SIZE) {
+    if (packs) {
+      const lm__pack<T> pack = lm__load_pack(p + i * SIZE);
+#pragma unroll
+      for (int j = 0; j < SIZE; j++) mine += is_bad(pack.at[j]);
+    } else {
+      mine += is_bad(p[i]);
+    }
+  }
+  if (blockIdx.x == 0) /* what is left over */
+    for (int64_t i = n / SIZE * SIZE + threadIdx.x; i < n; i += blockDim.x) mine += is_bad(p[i]);
+  const int all = lm__block_reduce<lm__sum, LM_THREADS>(mine, 0);
+  if (threadIdx.x == 0 && all) atomicAdd(bad, (unsigned)all);
+}
+
+typedef struct op_name {
+  char at[32];
+} op_name;
+
+LM_GLOBAL decide(const unsigned *bad, int n, int *skip, lm__reporter reporter, op_name op) {
+  int first = -1, others = 0;
+  for (int i = 0; i < n; i++) {
+    if (!bad[i]) continue;
+    if (first < 0)
+      first = i;
+    else
+      others++;
+  }
+  if (first >= 0) lm__report_found(reporter, LM_REPORT_NONFINITE, op.at, bad[first], others, first);
+  *skip = first >= 0 || *reporter.taken;
+}
+} // namespace
+
+extern "C" int lm__guard_cuda(int n, const lm_tensor *const *grads) {
+  void *scratch = nullptr;
+  if (n == 0)
+    return lm__cuda_launched("step",
+                             cudaMemsetAsync(lm__cuda_skip(), 0, sizeof(int), lm__cuda_stream()));
+  LM__TRY(lm__cuda_scratch("step", &scratch, (size_t)n * sizeof(unsigned)));
+  unsigned *bad = static_cast<unsigned *>(scratch);
+  int status = lm__cuda_launched(
+      "step", cudaMemsetAsync(bad, 0, (size_t)n * sizeof *bad, lm__cuda_stream()));
+  for (int i = 0; i < n && status == LM_OK; i++) {
+    const int64_t size = lm__numel(grads[i]);
+    if (size == 0) continue;
+    const unsigned blocks = lm__round_blocks(size, 8 * LM_THREADS);
+    status = lm__by_float(grads[i]->dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const T *p = lm__pointer<T>(grads[i]);
+      if (lm__is_aligned(p))
+        return lm__launch({"step", blocks, LM_THREADS}, count<T, true>, p, size, bad + i);
+      return lm__launch({"step", blocks, LM_THREADS}, count<T, false>, p, size, bad + i);
+    });
+  }
+  if (status == LM_OK)
+    status = lm__launch({"step", 1, 1}, decide, bad, n, lm__cuda_skip(), lm__cuda_reporter(),
+                        op_name{"step"});
+  lm__cuda_scratch_free(scratch);
+  return status;
+}
