@@ -249,6 +249,14 @@ static const lm__backend_table table = {
     ENTRY(binary)
     ENTRY(binary_scalar)
     ENTRY(axpy)
+    ENTRY(embedding)
+    ENTRY(embedding_backward)
+    ENTRY(rms_norm)
+    ENTRY(rms_norm_backward)
+    ENTRY(rotary)
+    ENTRY(cross_entropy)
+    ENTRY(cross_entropy_backward)
+    ENTRY(softmax)
 #undef ENTRY
 };
 /* clang-format on */

@@ -39,18 +39,21 @@ LM_MATH float lm_sigmoidf(float x) {
 }
 
 /* tanh(x), odd: with a = |x|, a + a^3 P(a^2) for a < 0.55, (1 - e) / (1 + e), e = exp(-2a), beyond.
- * At most 1.6 ulp. */
-LM_MATH float lm_tanhf(float x) {
+ * At most 1.6 ulp. The part beyond may come from a device's own instructions (`far`). */
+LM_MATH float lm_tanh_with(float x, float far) {
   const uint32_t sign = lm_f32_bits(x) & 0x80000000u;
   const float a = lm_bits_f32(lm_f32_bits(x) ^ sign), s = a * a;
-  const float e = lm_expf(-2.0f * a);
   float p = -6.27423007e-3f;
   p = p * s + 2.10716724e-2f;
   p = p * s - 5.38523085e-2f;
   p = p * s + 1.33325860e-1f;
   p = p * s - 3.33333164e-1f;
-  const float near = a + a * (s * p), far = (1.0f - e) / (1.0f + e);
+  const float near = a + a * (s * p);
   return lm_bits_f32(lm_f32_bits(a < 0.55f ? near : far) | sign);
+}
+LM_MATH float lm_tanhf(float x) {
+  const float e = lm_expf(-2.0f * lm_bits_f32(lm_f32_bits(x) & 0x7fffffffu));
+  return lm_tanh_with(x, (1.0f - e) / (1.0f + e));
 }
 
 /* log(x): x = 2^k m, m in [sqrt(1/2), sqrt(2)), f = m - 1: k ln 2 + f - f^2/2 + f^3 P(f).
