@@ -82,6 +82,8 @@ typedef struct lm__backend_table {
   int (*polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args);
   int (*muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                    lm_tensor *second_momentum, const lm_muon_args *args);
+  /* Seconds a matrix takes on a path (enum lm_muon_path), < 0 if it failed. */
+  double (*muon_measure)(int64_t rows, int64_t cols, int precision, int path, int steps);
 } lm__backend_table;
 
 /* The table of a device, or NULL where this build or machine has none. */

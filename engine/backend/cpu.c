@@ -26,6 +26,7 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(adamw_step)
     ENTRY(polar_express)
     ENTRY(muon_step)
+    ENTRY(muon_measure)
     ENTRY(embedding)
     ENTRY(embedding_backward)
     ENTRY(rms_norm)

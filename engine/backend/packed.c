@@ -1,10 +1,12 @@
-/* The kernels of packed products that this CPU has, and the path Muon takes. */
-#include "backend/packed.h"
+/* The kernels of packed products that this CPU has. */
 
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/tuning.h"
 #include "core/error.h"
+#include "cpu/packed.h"
+#include "lumuon.h"
 #include "math/float.h"
 
 extern const lm__packed_kernel lm__packed_f32_base, lm__packed_portable_bf16;
@@ -99,6 +101,7 @@ const lm__packed_kernel *lm__packed_kernel_for(int dtype) {
 
 int lm_set_muon_kernel(const char *name) {
   char list[128] = "auto";
+  lm__muon_forget(); /* what was measured was measured with another */
   if (strcmp(name, "auto") == 0) {
     asked = NULL;
     return LM_OK;
@@ -114,31 +117,4 @@ int lm_set_muon_kernel(const char *name) {
     (void)snprintf(list + used, sizeof list - used, ", %s", k->name);
   }
   return lm__fail(LM_ENOTSUP, "set_muon_kernel: no kernel '%s' on this CPU (%s)", name, list);
-}
-
-/* ---- the path ---- */
-
-static int path = LM_MUON_AUTO;
-static lm_muon_report last;
-
-const char *lm_muon_path_name(int which) {
-  static const char *const names[LM_MUON_PATHS] = {"auto", "written", "halves", "gram"};
-  return which >= 0 && which < LM_MUON_PATHS ? names[which] : NULL;
-}
-
-int lm_set_muon_path(int which) {
-  if (!lm_muon_path_name(which))
-    return lm__fail(LM_EINVAL, "set_muon_path: %d is not in 0..%d", which, LM_MUON_PATHS - 1);
-  path = which;
-  return LM_OK;
-}
-int lm_muon_path(void) { return path; }
-
-void lm__muon_done(const lm_muon_report *report) { last = *report; }
-
-int lm_muon_last(lm_muon_report *out) {
-  if (last.path == LM_MUON_AUTO)
-    return lm__fail(LM_EINVAL, "muon_last: no Muon step has been made yet");
-  *out = last;
-  return LM_OK;
 }

@@ -403,8 +403,9 @@ LM_API int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *mome
 
 /* ---- how Muon's products are done ---------------------------------------------------------------
  *
- * The same polynomial in three ways; golden limits hold for each. By default one is chosen by shape
- * and precision, by a fixed rule that a measurement may overrule (docs/muon-cpu.md).
+ * The same polynomial in three ways; golden limits hold for each. A fixed rule of shape and
+ * precision takes one; for matrices that are not small the first step measures them all, and what
+ * is clearly faster than the rule's overrules it for the rest of the process (docs/muon-cpu.md).
  */
 enum lm_muon_path {
   LM_MUON_AUTO = 0,
@@ -421,6 +422,21 @@ LM_API int lm_muon_path(void);
 /* The kernel of packed bf16 products by name: "avx512_bf16", "amx_bf16", "portable_bf16"; "auto".
  * Refused where this CPU lacks it. */
 LM_API int lm_set_muon_kernel(const char *name);
+/* 1: no choice is made by measurement, so that two runs cannot choose differently. */
+LM_API void lm_set_deterministic(int on);
+LM_API int lm_deterministic(void);
+
+/* How matrices (rows, cols) are done: as a step would, this measures what was not measured before.
+ * precision: enum lm_precision. */
+typedef struct lm_muon_choice {
+  double rows, cols;
+  int precision, threads;
+  int path, rule;           /* taken; what the fixed rule says */
+  int measured;             /* 0: ms is empty */
+  double ms[LM_MUON_PATHS]; /* five steps on one matrix, by path; 0 for what was not tried */
+  const char *kernel;       /* of packed products */
+} lm_muon_choice;
+LM_API int lm_muon_choose(lm_muon_choice *out, double rows, double cols, int precision);
 
 /* What the last lm_muon_step or lm_polar_express of this process did. */
 typedef struct lm_muon_report {

@@ -2,8 +2,9 @@
 #ifndef LM_KERNELS_CPU_POLAR_H
 #define LM_KERNELS_CPU_POLAR_H
 
-#include "backend/packed.h"
+#include "backend/tuning.h"
 #include "cpu/kernel.h"
+#include "cpu/packed.h"
 
 /* Columns a row of X is filled by at a time: 32 rows of them stay in cache. */
 enum { LM__WIDTH = 128 };
@@ -39,13 +40,17 @@ typedef struct lm__slot {
 } lm__slot;
 
 int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
-                        const lm_polar_args *polar);
+                        const lm_polar_args *polar, int path);
 /* prepare, iterate and finish each matrix: small ones a thread each, large ones one after another
  * on all threads. */
 int LM_KERNEL(bank_run)(lm__bank *bank);
 
 /* What the bank's run did, for lm_muon_last: bytes read and written outside the products. */
 void LM_KERNEL(bank_report)(const lm__bank *bank, double bytes, int64_t more_scratch);
+
+/* lm_polar_express on a given path. */
+int LM_KERNEL(polar_on_path)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args,
+                             int path);
 
 /* All steps on matrix k of the bank, in place, as written. */
 int LM_KERNEL(polar_iterate)(lm__bank *bank, int64_t k, const lm__slot *slot);

@@ -11,23 +11,14 @@
 
 /* ---- the bank ---- */
 
-/* Packed products where there is anything to win: small matrices are padding for the most part. */
-enum { PACKED_FROM = 64 };
-
-static int path_for(int64_t rows, int64_t cols) {
-  const int64_t m = rows < cols ? rows : cols, n = rows < cols ? cols : rows;
-  if (lm_muon_path() != LM_MUON_AUTO) return lm_muon_path();
-  return m < PACKED_FROM ? LM_MUON_WRITTEN : n >= 2 * m ? LM_MUON_GRAM : LM_MUON_HALVES;
-}
-
 int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
-                        const lm_polar_args *polar) {
+                        const lm_polar_args *polar, int path) {
   const bool bf16 = polar->precision == LM_PRECISION_BF16, fast = bf16 && lm_cpu_fast_bf16();
   *bank = (lm__bank){.count = count,
                      .rows = rows,
                      .cols = cols,
                      .polar = polar,
-                     .path = path_for(rows, cols),
+                     .path = path,
                      .dtype = fast ? LM_BF16 : LM_F32,
                      .round = bf16 && !fast};
   if (bank->path != LM_MUON_WRITTEN) bank->packed = lm__packed_kernel_for(bank->dtype);
@@ -111,22 +102,28 @@ static void range_run(int64_t begin, int64_t end, void *arg) {
   }
 }
 
+/* A slot a thread, as long as the slots take half as much as the bank, or little. */
+enum { LITTLE = 1 << 24 };
+
 int LM_KERNEL(bank_run)(lm__bank *bank) {
   const int64_t threads = lm_threads();
   const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
   const double work = bank->polar->ns_steps * (4 * m * m * n + 2 * m * m * m) + 3e5;
   const bool small = m * m * n < 4e6, even = bank->count % threads == 0;
-  bank->each = bank->count > 1 && (small || even || bank->count >= 4 * threads);
-  const int64_t slots = !bank->each ? 1 : bank->count < threads ? bank->count : threads;
-  bank->scratch_bytes = slots * slot_bytes(bank);
+  const int64_t all = bank->count < threads ? bank->count : threads;
+  bank->each = true; /* polar_packed_scratch asks */
+  const int64_t bytes = all * slot_bytes(bank), bank_bytes = bank->count * bank->matrix_bytes;
+  const bool fits = bytes <= LITTLE || bytes <= bank_bytes / 2;
+  bank->each = bank->count > 1 && (small || (fits && (even || bank->count >= 4 * threads)));
+  bank->scratch_bytes = (bank->each ? all : 1) * slot_bytes(bank);
   LM__TRY(lm__storage_new(&bank->scratch, (size_t)bank->scratch_bytes, LM_CPU));
   if (bank->each) /* a thread should have 2 Mflop to do, or is not worth waking */
     lm__parallel_for(bank->count, 1 + (int64_t)(2e6 / work), range_run, bank);
   else
     range_run(0, bank->count, bank);
   lm__storage_release(bank->scratch);
-  bank->scratch_bytes += bank->count * bank->matrix_bytes;
+  bank->scratch_bytes += bank_bytes;
   if (bank->status == LM_OK || !bank->each) return bank->status;
   return lm__fail(bank->status, /* the message is on the thread that failed */
                   "polar_express: %s while (%lld, %lld, %lld) was being done",
@@ -207,9 +204,16 @@ static void range_out(int64_t begin, int64_t end, void *arg) {
 }
 
 int LM_KERNEL(polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args) {
-  lm__bank bank;
   if (lm__numel(in) == 0) return LM_OK;
-  LM__TRY(LM_KERNEL(bank_new)(&bank, in->shape[0], in->shape[1], in->shape[2], args));
+  const int path =
+      lm__muon_path_for(in->shape[1], in->shape[2], args->precision, LM_KERNEL(muon_measure));
+  return LM_KERNEL(polar_on_path)(out, in, args, path);
+}
+
+int LM_KERNEL(polar_on_path)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args,
+                             int path) {
+  lm__bank bank;
+  LM__TRY(LM_KERNEL(bank_new)(&bank, in->shape[0], in->shape[1], in->shape[2], args, path));
   bank.prepare = normalise;
   bank.arg = (void *)(uintptr_t)in;
   const int status = LM_KERNEL(bank_run)(&bank);

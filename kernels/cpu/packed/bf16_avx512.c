@@ -9,10 +9,13 @@ static void product_block(int64_t tiles, const char *a, const char *b, int64_t p
 
 #define LM__ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
-/* c (8 rows of 32 columns) = half a panel of A times two of B. The rows' sums have names: compilers
- * differ in whether they keep an array of vectors in registers. */
-static void eight_rows(int64_t tiles, const char *a, const char *b, int64_t panel, float *c) {
-#define LM__ZERO(r) __m512 u##r = _mm512_setzero_ps(), v##r = _mm512_setzero_ps();
+/* c (8 rows of 32 columns) (+)= half a panel of A times two of B. The rows' sums have names:
+ * compilers differ in whether they keep an array of vectors in registers. */
+static void eight_rows(bool more, int64_t tiles, const char *a, const char *b, int64_t panel,
+                       float *c) {
+#define LM__START(r)                                                                               \
+  __m512 u##r = more ? _mm512_load_ps(c + (r)*LM__BLOCK) : _mm512_setzero_ps();                    \
+  __m512 v##r = more ? _mm512_load_ps(c + (r)*LM__BLOCK + 16) : _mm512_setzero_ps();
 #define LM__STEP(r)                                                                                \
   {                                                                                                \
     int32_t pair;                                                                                  \
@@ -24,7 +27,7 @@ static void eight_rows(int64_t tiles, const char *a, const char *b, int64_t pane
 #define LM__KEEP(r)                                                                                \
   _mm512_store_ps(c + (r)*LM__BLOCK, u##r);                                                        \
   _mm512_store_ps(c + (r)*LM__BLOCK + 16, v##r);
-  LM__ROWS(LM__ZERO)
+  LM__ROWS(LM__START)
   for (int64_t t = 0; t < tiles; t++, a += LM__TILE, b += LM__TILE)
     for (int p = 0; p < 16; p++) {
       const __m512bh b0 = (__m512bh)_mm512_load_si512(b + (ptrdiff_t)p * 64);
@@ -34,13 +37,18 @@ static void eight_rows(int64_t tiles, const char *a, const char *b, int64_t pane
   LM__ROWS(LM__KEEP)
 #undef LM__KEEP
 #undef LM__STEP
-#undef LM__ZERO
+#undef LM__START
 }
 
+/* k in pieces whose tiles of A and B stay in the first cache for the four passes over them. */
+enum { PIECE = 8 };
+
 static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c) {
-  for (int half = 0; half < 4; half++)
-    eight_rows(tiles, a + half / 2 * panel + (ptrdiff_t)(half % 2) * 512, b, panel,
-               c + (ptrdiff_t)half * 8 * LM__BLOCK);
+  for (int64_t t = 0; t < tiles; t += PIECE, a += PIECE * LM__TILE, b += PIECE * LM__TILE)
+    for (int eight = 0; eight < 4; eight++)
+      eight_rows(t > 0, tiles - t < PIECE ? tiles - t : PIECE,
+                 a + eight / 2 * panel + (ptrdiff_t)(eight % 2) * 512, b, panel,
+                 c + (ptrdiff_t)eight * 8 * LM__BLOCK);
 }
 
 extern const lm__packed_kernel lm__packed_avx512_bf16;

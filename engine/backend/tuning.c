@@ -1,0 +1,153 @@
+/* Which path Muon's products take.
+ *
+ * The rule: packed products where padding to multiples of 32 costs less than halving saves; the
+ * Gram form from n = 2 m on, where it has fewer operations. It depends on the shape alone.
+ *
+ * The measurement, once a shape, precision and number of threads: two steps on every path, twice,
+ * the better time of each. The rule's path stays unless another takes less than 0.87 of its time:
+ * where times differ by less, noise would choose, and two runs would not have the same bits. Two
+ * steps also say what five take, because the Gram form's runs are of 2, 1 and 2 steps, and a run of
+ * one is a step of the halves.
+ */
+#include "backend/tuning.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/backend.h"
+#include "core/error.h"
+#include "cpu/packed.h"
+
+static int path = LM_MUON_AUTO;
+static int deterministic = -1; /* -1: ask the environment */
+static lm_muon_report last;
+
+/* ---- what is asked for ---- */
+
+const char *lm_muon_path_name(int which) {
+  static const char *const names[LM_MUON_PATHS] = {"auto", "written", "halves", "gram"};
+  return which >= 0 && which < LM_MUON_PATHS ? names[which] : NULL;
+}
+
+int lm_set_muon_path(int which) {
+  if (!lm_muon_path_name(which))
+    return lm__fail(LM_EINVAL, "set_muon_path: %d is not in 0..%d", which, LM_MUON_PATHS - 1);
+  path = which;
+  return LM_OK;
+}
+int lm_muon_path(void) { return path; }
+
+void lm_set_deterministic(int on) { deterministic = on != 0; }
+int lm_deterministic(void) {
+  if (deterministic < 0) {
+    const char *value = getenv("LUMUON_DETERMINISTIC");
+    deterministic = value && *value && strcmp(value, "0") != 0;
+  }
+  return deterministic;
+}
+
+/* ---- what the last step did ---- */
+
+void lm__muon_done(const lm_muon_report *report) { last = *report; }
+
+int lm_muon_last(lm_muon_report *out) {
+  if (last.path == LM_MUON_AUTO)
+    return lm__fail(LM_EINVAL, "muon_last: no Muon step has been made yet");
+  *out = last;
+  return LM_OK;
+}
+
+/* ---- the rule ---- */
+
+static int rule(int64_t rows, int64_t cols) {
+  const int64_t m = rows < cols ? rows : cols, n = rows < cols ? cols : rows;
+  const double whole = (double)m * (double)m * (double)n;
+  const double padded = (double)lm__padded(m) * (double)lm__padded(m) * (double)lm__padded(n);
+  if (padded > 1.2 * whole) return LM_MUON_WRITTEN;
+  return n >= 2 * m ? LM_MUON_GRAM : LM_MUON_HALVES;
+}
+
+/* ---- the measurement ---- */
+
+enum { ROUNDS = 2, STEPS = 2, REMEMBERED = 256 };
+static const double WORTH = 4e6; /* m^2 n of a matrix for which it pays to measure */
+static const double CLEARLY = 0.87;
+
+static lm_muon_choice known[REMEMBERED];
+static int known_count;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+void lm__muon_forget(void) {
+  (void)pthread_mutex_lock(&lock);
+  known_count = 0;
+  (void)pthread_mutex_unlock(&lock);
+}
+
+static bool measure_all(lm_muon_choice *c, lm__measure_fn measure) {
+  const int64_t rows = (int64_t)c->rows, cols = (int64_t)c->cols;
+  const bool longish = rows >= 2 * cols || cols >= 2 * rows;
+  const int paths = longish ? LM_MUON_PATHS : LM_MUON_GRAM;
+  double two[LM_MUON_PATHS] = {0};
+  for (int round = 0; round < ROUNDS; round++)
+    for (int p = LM_MUON_WRITTEN; p < paths; p++) {
+      const double seconds = measure(rows, cols, c->precision, p, STEPS);
+      if (seconds < 0) return false;
+      if (round == 0 || seconds < two[p]) two[p] = seconds;
+    }
+  c->ms[LM_MUON_WRITTEN] = 2.5e3 * two[LM_MUON_WRITTEN];
+  c->ms[LM_MUON_HALVES] = 2.5e3 * two[LM_MUON_HALVES];
+  if (longish) c->ms[LM_MUON_GRAM] = 2e3 * two[LM_MUON_GRAM] + 0.5e3 * two[LM_MUON_HALVES];
+  return true;
+}
+
+static void choose(lm_muon_choice *c, lm__measure_fn measure) {
+  const double m = c->rows < c->cols ? c->rows : c->cols, n = c->rows < c->cols ? c->cols : c->rows;
+  c->path = c->rule = rule((int64_t)c->rows, (int64_t)c->cols);
+  if (lm_deterministic() || m * m * n < WORTH || !measure_all(c, measure)) return;
+  c->measured = 1;
+  for (int p = LM_MUON_WRITTEN; p < LM_MUON_PATHS; p++)
+    if (c->ms[p] > 0 && c->ms[p] < CLEARLY * c->ms[c->rule] && c->ms[p] < c->ms[c->path])
+      c->path = p;
+}
+
+static lm_muon_choice look_up(int64_t rows, int64_t cols, int precision, lm__measure_fn measure) {
+  const int dtype = precision == LM_PRECISION_BF16 && lm_cpu_fast_bf16() ? LM_BF16 : LM_F32;
+  lm_muon_choice c = {.rows = (double)rows,
+                      .cols = (double)cols,
+                      .precision = precision,
+                      .threads = lm_threads(),
+                      .kernel = lm__packed_kernel_for(dtype)->name};
+  (void)pthread_mutex_lock(&lock);
+  for (int i = 0; i < known_count; i++) {
+    const lm_muon_choice *k = &known[i];
+    if (k->rows == c.rows && k->cols == c.cols && k->precision == precision &&
+        k->threads == c.threads && k->kernel == c.kernel && k->measured) {
+      c = *k;
+      (void)pthread_mutex_unlock(&lock);
+      if (lm_deterministic()) c.path = c.rule;
+      return c;
+    }
+  }
+  choose(&c, measure);
+  if (c.measured && known_count < REMEMBERED) known[known_count++] = c;
+  (void)pthread_mutex_unlock(&lock);
+  return c;
+}
+
+int lm__muon_path_for(int64_t rows, int64_t cols, int precision, lm__measure_fn measure) {
+  return path != LM_MUON_AUTO ? path : look_up(rows, cols, precision, measure).path;
+}
+
+int lm_muon_choose(lm_muon_choice *out, double rows, double cols, int precision) {
+  const lm__backend_table *backend;
+  if (!(rows >= 1 && cols >= 1 && rows * cols < 1e12))
+    return lm__fail(LM_EINVAL, "muon_choose: %g x %g is no shape to choose for", rows, cols);
+  if (precision != LM_PRECISION_F32 && precision != LM_PRECISION_BF16)
+    return lm__fail(LM_EINVAL, "muon_choose: precision = %d is neither f32 (%d) nor bf16 (%d)",
+                    precision, LM_PRECISION_F32, LM_PRECISION_BF16);
+  LM__OP(backend, muon_measure, LM_CPU);
+  *out = look_up((int64_t)rows, (int64_t)cols, precision, backend->muon_measure);
+  return LM_OK;
+}
