@@ -40,6 +40,16 @@ describe("lumuon", function()
     assert.matches("the commands are run, repl", run({ "frobnicate" }).err)
   end)
 
+  it("shows how Muon's products are done, measured or by the rule", function()
+    local r = run { "info", "--tuning", "--model=d4" }
+    assert.equal(0, r.code)
+    assert.matches("1024 +256 +bf16 +[%d.]+ +[%d.]+ +[%d.]+ +gram +%a+ ", r.out)
+    r = run { "info", "--tuning", "--model=d4", "--deterministic" }
+    assert.matches("1024 +256 +f32 +%- +%- +%- +gram +gram ", r.out)
+    assert.matches("did you mean %-%-tuning", run({ "info", "--tunin" }).err)
+    assert.equal(2, run({ "info", "--tuning", "--model=x" }).code)
+  end)
+
   it("says its version and what it runs on", function()
     local lm = require "lumuon"
     assert.equal("lumuon " .. lm.version .. "\n", run({ "version" }).out)

@@ -12,8 +12,9 @@ static double now(void) {
 static void range_noise(int64_t begin, int64_t end, void *arg) {
   float *x = arg;
   for (int64_t i = begin; i < end; i++) {
-    const uint32_t hash = (uint32_t)(i + 1) * 2654435761u;
-    x[i] = (float)(hash >> 8) / 16777216.0f - 0.5f;
+    uint32_t hash = (uint32_t)(i + 1) * 2654435761u;
+    hash = (hash ^ hash >> 15) * 2246822519u;
+    x[i] = (float)((hash ^ hash >> 13) >> 8) / 16777216.0f - 0.5f;
   }
 }
 
@@ -25,9 +26,9 @@ double LM_KERNEL(muon_measure)(int64_t rows, int64_t cols, int precision, int pa
   lm_tensor *x = NULL;
   lm_polar_args args = {.ns_steps = steps, .precision = precision, .norm_scale = 1.02};
   double seconds = -1;
-  for (int i = 0; i < steps; i++) { /* 1.5, -0.5: tame for any input */
-    args.coefficients[3 * i] = 1.5;
-    args.coefficients[3 * i + 1] = -0.5;
+  for (int i = 0; i < steps; i++) { /* Newton-Schulz: tame for any input */
+    static const double abc[3] = {1.875, -1.25, 0.375};
+    memcpy(args.coefficients + (ptrdiff_t)3 * i, abc, sizeof abc);
   }
   if (lm_tensor_new(&x, LM_F32, LM_CPU, 3, shape) == LM_OK) {
     lm__parallel_for(count * rows * cols, LM__GRAIN, range_noise, lm__data(x));

@@ -219,8 +219,13 @@ command("bench", "bench NAME [--name=value ...]", "Measure; `lumuon bench` lists
     return (guarded_rank(log_all, require("lumuon.bench").run, rest))
   end)
 
-command("info", "info", "Version, CPU, kernels, devices, libraries, threads, memory.",
-  function() return (guarded(require("lumuon.info").run)) end)
+command("info", "info [--tuning [--model=d12] [--threads=N] [--deterministic]]",
+  "Version, CPU, kernels, devices, libraries, threads, memory.\n"
+  .. "--tuning: how Muon's products are done for the shapes of a model, with the times that decided.",
+  function(args)
+    local code, status = guarded(require("lumuon.info").run, args)
+    return code == 0 and status or code
+  end)
 
 command("version", "version", "Print the version.", function()
   print("lumuon " .. require("lumuon.info").version())

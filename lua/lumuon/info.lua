@@ -50,7 +50,9 @@ function M.collect()
   return rows
 end
 
-function M.run()
+--- @param args of the command line: none, or --tuning and its options
+function M.run(args)
+  if args and #args > 0 then return require("lumuon.tuning").run(args) end
   for _, row in ipairs(M.collect()) do print(("%-17s %s"):format(row[1], row[2])) end
   return 0
 end

@@ -4,6 +4,7 @@ local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local autograd = require "lumuon.autograd"
 local ops = require "lumuon.ops"
+local tuning = require "lumuon.tuning"
 require "lumuon.show"
 
 local lm = {
@@ -38,6 +39,9 @@ function lm.set_threads(n)
   end
   lib.call(lib.C.lm_set_threads, n)
 end
+
+--- Choose nothing by measurement: see lumuon.tuning.
+lm.set_deterministic, lm.deterministic = tuning.set_deterministic, tuning.deterministic
 
 --- Bytes in live tensors, their peak, bytes kept for reuse, and blocks ever asked of the system. Of a GPU,
 -- lm.memory("cuda"): live, peak, reserved (taken from the device, the spare included), free and total.
