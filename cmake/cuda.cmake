@@ -16,6 +16,8 @@ set(CUDA_LIBRARIES "")
 set(CUDA_SUMMARY "without CUDA: LUMUON_CUDA=off")
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS kernels/cuda/*.cu)
 set(CUDA_BACKEND engine/backend/cuda.c engine/backend/cuda_memory.c)
+# Random numbers are the CPU's to the last bit: see math/random.h.
+set(CUDA_FLAGS_random --fmad=false)
 # Files that use what only sm_90a has (wgmma): compiled for it in place of sm_90.
 set(CUDA_SM90A "")
 
@@ -75,7 +77,7 @@ if(LUMUON_CUDA STREQUAL "auto")
       add_custom_command(
         OUTPUT ${object}
         COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/cuda
-        COMMAND ${NVCC} ${flags} ${code} -MD -MF ${object}.d -MT ${object} -c ${kernel} -o ${object}
+        COMMAND ${NVCC} ${flags} ${CUDA_FLAGS_${name}} ${code} -MD -MF ${object}.d -MT ${object} -c ${kernel} -o ${object}
         DEPENDS ${kernel} DEPFILE ${object}.d COMMENT "Building CUDA object ${name}.o" VERBATIM)
       list(APPEND CUDA_OBJECTS ${object})
     endforeach()
@@ -97,6 +99,7 @@ elseif(LUMUON_CUDA STREQUAL "emulated")
   target_link_libraries(cuda_kernels PRIVATE lumuon_flags)
   target_compile_options(cuda_kernels PRIVATE -ffp-contract=fast
                          $<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions;-fno-rtti;-Wno-unused-parameter;-Wno-unknown-pragmas>)
+  set_source_files_properties(kernels/cuda/random.cu PROPERTIES COMPILE_OPTIONS "-xc++;-ffp-contract=off")
   set(CUDA_OBJECTS $<TARGET_OBJECTS:cuda_kernels>)
   set(CUDA_LIBRARIES ${CMAKE_DL_LIBS})
 endif()

@@ -257,6 +257,15 @@ static const lm__backend_table table = {
     ENTRY(cross_entropy)
     ENTRY(cross_entropy_backward)
     ENTRY(softmax)
+    ENTRY(reduce)
+    ENTRY(arg_reduce)
+    ENTRY(random_uniform)
+    ENTRY(random_normal)
+    ENTRY(scaled_add)
+    ENTRY(scaled_add_backward)
+    ENTRY(gated_add)
+    ENTRY(gated_add_backward)
+    ENTRY(singular_values)
 #undef ENTRY
 };
 /* clang-format on */

@@ -1,16 +1,8 @@
-/* Numbers of a Philox stream: element i of a tensor is number p = position + i of (seed, stream),
- * word p mod 4 of block p / 4, whoever computes it.
- *   uniform   low + (high - low) w, w = the word's upper 24 bits / 2^24
- *   integers  low + floor((high - low) word / 2^32)
- *   normal    words in pairs (a, b): r = sqrt(-2 ln u), u = (a + 1/2) / 2^32, t = 2 pi b / 2^32;
- *             mean + std r cos t for the even number, mean + std r sin t for the odd one
- *             (Box & Muller 1958)
- */
+/* t = numbers of a Philox stream: math/random.h says which. */
 #include <math.h>
 
 #include "cpu/walk.h"
-#include "math/functions.h"
-#include "math/philox.h"
+#include "math/random.h"
 
 typedef struct random_args {
   double low, high; /* or mean, std */
@@ -49,7 +41,7 @@ static void run_uniform(const lm__run *run, int64_t n, void *arg) {
   if (!lm__is_float(run->dtype[0])) { /* exact, which f32 would not be */
     const uint64_t width = (uint64_t)((int64_t)a->high - (int64_t)a->low);
     for (int64_t i = 0; i < n; i++) {
-      const int64_t value = (int64_t)a->low + (int64_t)(w[i] * width >> 32);
+      const int64_t value = lm_random_whole(w[i], (int64_t)a->low, width);
       char *p = run->p[0] + i * run->stride[0] * lm_dtype_size(run->dtype[0]);
       if (run->dtype[0] == LM_I32)
         *(int32_t *)(void *)p = (int32_t)value;
@@ -64,25 +56,14 @@ static void run_uniform(const lm__run *run, int64_t n, void *arg) {
   const float most = a->most;
   float *y = lm__result(run, buffer);
   LM_SIMD
-  for (int64_t i = 0; i < n; i++) {
-    const float value = (float)(low + (double)(int32_t)(w[i] >> 8) * step);
-    y[i] = value > most ? most : value;
-  }
+  for (int64_t i = 0; i < n; i++) y[i] = lm_random_uniform_f32(w[i], low, step, most);
   lm__put(run, y, buffer, n);
 }
 
 int LM_KERNEL(random_uniform)(lm_tensor *t, double low, double high, uint64_t seed, uint64_t stream,
                               uint64_t position) {
   random_args a = {low, high, (float)high, seed, stream, position};
-  if (lm__is_float(t->dtype)) { /* rounding must not reach high */
-    const float least = (float)low;
-    const uint32_t step = t->dtype == LM_F32 ? 1 : t->dtype == LM_BF16 ? 1u << 16 : 1u << 13;
-    float most = lm_bits_f32(lm_f32_bits((float)high) / step * step);
-    if (most == 0) most = t->dtype == LM_F16 ? -0x1p-24f : lm_bits_f32(0x80000000u + step);
-    while ((double)most >= high && most > least)
-      most = lm_bits_f32(lm_f32_bits(most) + (most > 0 ? -step : step));
-    a.most = most > least ? most : least;
-  }
+  if (lm__is_float(t->dtype)) a.most = lm_random_most(t->dtype, low, high);
   lm__walk_all(1, (const lm_tensor *const[]){t}, run_uniform, &a);
   return LM_OK;
 }
@@ -95,13 +76,9 @@ static void run_normal(const lm__run *run, int64_t n, void *arg) {
   make_words(words, first, n, a);
   const float mean = (float)a->low, std = (float)a->high;
   LM_SIMD
-  for (int64_t j = 0; j < WORDS / 2; j++) {
-    const float u = ((float)words[2 * j] + 0.5f) * 0x1p-32f;
-    const float angle = (float)(int32_t)(words[2 * j + 1] >> 8) * 0x1.921fb6p-22f; /* 2 pi / 2^24 */
-    const float r = std * sqrtf(-2.0f * lm_logf(u));
-    pairs[2 * j] = mean + r * lm_cosf(angle);
-    pairs[2 * j + 1] = mean + r * lm_sinf(angle);
-  }
+  for (int64_t j = 0; j < WORDS / 2; j++)
+    lm_random_normal_pair(&pairs[2 * j], &pairs[2 * j + 1], words[2 * j], words[2 * j + 1], mean,
+                          std);
   float *y = lm__result(run, buffer);
   memcpy(y, pairs + first % 4, (size_t)n * sizeof *y);
   lm__put(run, y, buffer, n);

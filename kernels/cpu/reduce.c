@@ -1,7 +1,7 @@
 /* out = sum, mean, max, min, product or sqrt(sum of squares) over some dims.
  *
  * Every accumulator is f64 (a product of two f32 is exact in it), which costs nothing at memory
- * speed. The dims are sorted by stride and joined where they can be; then either
+ * speed. The dims are sorted by stride and joined where they can be (core/sides.h); then either
  *   rows     the innermost dim is reduced: 32 lanes run along it and are folded pairwise;
  *   columns  the innermost dim is kept, or there are many short rows: an accumulator a result,
  *            whose elements are added one after another.
@@ -10,6 +10,7 @@
  */
 #include <math.h>
 
+#include "core/sides.h"
 #include "cpu/kernel.h"
 
 enum { LANES = 32, TILE = 1024, ROW_BLOCK = 1 << 15, COLUMN_TASKS = 64, NARROW = 8, SHORT = 16 };
@@ -22,17 +23,12 @@ enum { LANES = 32, TILE = 1024, ROW_BLOCK = 1 << 15, COLUMN_TASKS = 64, NARROW =
   OP(LM_MIN, x < a || x != x ? x : a)                                                              \
   OP(LM_NORM, a + x * x)
 
-typedef struct side {
-  int ndim;
-  int64_t n, shape[LM_MAX_DIMS], strides[LM_MAX_DIMS], out_strides[LM_MAX_DIMS];
-} side;
-
 typedef struct reduction {
   int op;       /* LM_SUM for LM_MEAN too */
   int final_op; /* as asked */
   lm_tensor *out;
   const lm_tensor *a;
-  side kept, reduced;
+  lm__side kept, reduced;
   int64_t blocks, block; /* the reduced range in blocks of `block` elements */
   int64_t width, tiles;  /* columns: size of the innermost kept dim, tiles along it */
   double *partial;       /* (blocks, kept.n), or NULL for one block */
@@ -102,7 +98,7 @@ static void add_columns(int op, double *restrict acc, const float *restrict v, i
 }
 
 /* Offsets of linear index i of a side, in the input and in the result. */
-static void locate(const side *s, int64_t i, int64_t index[LM_MAX_DIMS], int64_t *from,
+static void locate(const lm__side *s, int64_t i, int64_t index[LM_MAX_DIMS], int64_t *from,
                    int64_t *to) {
   *from = *to = 0;
   for (int d = s->ndim - 1; d >= 0; d--) {
@@ -132,7 +128,7 @@ static const char *element(const reduction *r, int64_t offset) {
 /* Tasks (block, kept element): the block's elements, run by run along the innermost reduced dim. */
 static void range_rows(int64_t begin, int64_t end, void *arg) {
   const reduction *r = arg;
-  const side *s = &r->reduced;
+  const lm__side *s = &r->reduced;
   const int inner = s->ndim - 1;
   for (int64_t task = begin; task < end; task++) {
     const int64_t kept = task % r->kept.n, block = task / r->kept.n;
@@ -173,7 +169,7 @@ static void prefetch(const reduction *r, int64_t offset, int64_t n) {
 /* Tasks (block, outer kept index, tile of columns): the block's rows one after another. */
 static void range_columns(int64_t begin, int64_t end, void *arg) {
   const reduction *r = arg;
-  const side *k = &r->kept, *s = &r->reduced;
+  const lm__side *k = &r->kept, *s = &r->reduced;
   const int64_t stride = k->strides[k->ndim - 1], outer = k->n / r->width;
   const int64_t ahead = s->strides[s->ndim - 1]; /* from a row to the next, mostly */
   for (int64_t task = begin; task < end; task++) {
@@ -213,51 +209,10 @@ static void range_combine(int64_t begin, int64_t end, void *arg) {
   }
 }
 
-/* Sort the dims into two sides, each by falling stride, neighbours joined where strides allow.
- * Dims of stride 0 (broadcast) go outermost. Returns true if the innermost dim is a kept one. */
-static bool split_dims(reduction *r, uint32_t dims) {
-  const lm_tensor *a = r->a;
-  int order[LM_MAX_DIMS], count = 0;
-  bool inner_kept = true;
-  for (int d = 0; d < a->ndim; d++) {
-    if (a->shape[d] == 1) continue;
-    int i = count++;
-    for (; i > 0; i--) {
-      const int64_t before = a->strides[order[i - 1]], own = a->strides[d];
-      if (before == 0 || (own != 0 && before >= own)) break;
-      order[i] = order[i - 1];
-    }
-    order[i] = d;
-  }
-  r->kept.n = r->reduced.n = 1;
-  for (int i = 0; i < count; i++) {
-    const int d = order[i];
-    const bool reduced = dims >> d & 1;
-    side *s = reduced ? &r->reduced : &r->kept;
-    const int64_t size = a->shape[d], stride = a->strides[d];
-    const int64_t out_stride = reduced ? 0 : r->out->strides[d];
-    const bool joins = s->ndim > 0 && s->strides[s->ndim - 1] == stride * size &&
-                       s->out_strides[s->ndim - 1] == out_stride * size;
-    if (!joins) s->ndim++;
-    s->shape[s->ndim - 1] = joins ? s->shape[s->ndim - 1] * size : size;
-    s->strides[s->ndim - 1] = stride;
-    s->out_strides[s->ndim - 1] = out_stride;
-    s->n *= size;
-    inner_kept = !reduced;
-  }
-  side *const sides[2] = {&r->kept, &r->reduced};
-  for (int i = 0; i < 2; i++)
-    if (sides[i]->ndim == 0) {
-      sides[i]->ndim = 1;
-      sides[i]->shape[0] = 1;
-    }
-  return inner_kept;
-}
-
 int LM_KERNEL(reduce)(lm_tensor *out, int op, const lm_tensor *a, uint32_t dims) {
   reduction r = {.op = op == LM_MEAN ? LM_SUM : op, .final_op = op, .out = out, .a = a};
   lm__storage *scratch = NULL;
-  const bool inner_kept = split_dims(&r, dims);
+  const bool inner_kept = lm__split_dims(&r.kept, &r.reduced, a, out, dims);
   if (r.kept.n == 0) return LM_OK;
   r.width = r.kept.shape[r.kept.ndim - 1];
   r.tiles = (r.width + TILE - 1) / TILE;
