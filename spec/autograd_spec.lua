@@ -194,6 +194,8 @@ describe("the gradient of", function()
     local targets = lm.tensor({ 1, -1, 3 }, { dtype = "i32" })
     for _, softcap in ipairs { 0, 2 } do
       check("cross_entropy", function(x) return nn.cross_entropy(x, targets, 4, softcap) end, input({ 3, 6 }))
+      check("linear_cross_entropy", function(x, w) return nn.linear_cross_entropy(x, w, targets, 4, softcap) * 1.5 end,
+        input({ 3, 2 }, 1), input({ 6, 2 }, 2))
     end
     check("scaled_add", function(a, x, b, y) return nn.scaled_add(a, x, b, y) end, input({ 1 }, 1), input({ 3, 4 }, 2),
       input({ 1 }, 3), input({ 3, 4 }, 4))
@@ -231,6 +233,19 @@ describe("the gradient of", function()
       local y = x * 2
       return y:sum() * y:mean() + y:max() * y:norm()
     end, input({ 5 }, 1, 0.6, 3))
+  end)
+
+  it("has its tensor's dtype on the way back", function()
+    local seen
+    local watch = lm.Function { name = "watch", forward = function(_, x) return x * 1 end,
+      backward = function(_, grad)
+        seen = grad:dtype()
+        return grad
+      end }
+    local x = lm.parameter(lm.tensor({ 1, 2, 3 }, { dtype = "bf16" }));
+    (watch(x) * lm.tensor { 0.5 }):sum():backward() -- bf16 times f32 is f32
+    assert.equal("bf16", seen)
+    assert.same({ 0.5, 0.5, 0.5 }, x.grad:tolist())
   end)
 
   it("bf16 values has their precision", function()

@@ -66,6 +66,9 @@ typedef struct lm__backend_table {
   int (*cross_entropy_backward)(lm_tensor *grad_logits, const lm_tensor *grad_loss,
                                 const lm_tensor *logits, const lm_tensor *targets,
                                 const lm_tensor *lse, int vocab_size, float softcap);
+  int (*linear_cross_entropy)(lm_tensor *loss, lm_tensor *grad_x, lm_tensor *grad_w,
+                              const lm_tensor *x, const lm_tensor *w, const lm_tensor *targets,
+                              int vocab_size, float softcap); /* grads may be NULL */
   int (*softmax)(lm_tensor *out, const lm_tensor *a);
   int (*scaled_add)(lm_tensor *out, const lm_tensor *a, const lm_tensor *x, const lm_tensor *b,
                     const lm_tensor *y);

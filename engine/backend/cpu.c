@@ -36,6 +36,7 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(attention_backward)
     ENTRY(cross_entropy)
     ENTRY(cross_entropy_backward)
+    ENTRY(linear_cross_entropy)
     ENTRY(softmax)
     ENTRY(scaled_add)
     ENTRY(scaled_add_backward)

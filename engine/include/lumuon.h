@@ -332,6 +332,13 @@ LM_API int lm_cross_entropy(lm_tensor **loss, lm_tensor **lse, const lm_tensor *
 LM_API int lm_cross_entropy_backward(lm_tensor **grad_logits, const lm_tensor *grad_loss,
                                      const lm_tensor *logits, const lm_tensor *targets,
                                      const lm_tensor *lse, int vocab_size, double softcap);
+/* lm_cross_entropy of lm_linear's logits, x (..., C) and w (Vpad, C), both f32 or both bf16,
+ * without ever storing them all: some rows at a time. grad_x and grad_w (f32 if allocated): d loss
+ * / dx and / dw; a NULL of the two is not wanted. Interrupted, it leaves given results
+ * half-written. */
+LM_API int lm_linear_cross_entropy(lm_tensor **loss, lm_tensor **grad_x, lm_tensor **grad_w,
+                                   const lm_tensor *x, const lm_tensor *w, const lm_tensor *targets,
+                                   int vocab_size, double softcap);
 /* Softmax over the last dim; out may be a. */
 LM_API int lm_softmax(lm_tensor **out, const lm_tensor *a);
 

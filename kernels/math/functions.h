@@ -38,18 +38,24 @@ LM_MATH float lm_sigmoidf(float x) {
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
-/* tanh(x), odd: with a = |x|, a + a^3 P(a^2) for a < 0.55, (1 - e) / (1 + e), e = exp(-2a), beyond.
- * At most 1.6 ulp. The part beyond may come from a device's own instructions (`far`). */
-LM_MATH float lm_tanh_with(float x, float far) {
-  const uint32_t sign = lm_f32_bits(x) & 0x80000000u;
-  const float a = lm_bits_f32(lm_f32_bits(x) ^ sign), s = a * a;
+/* tanh(x) for |x| < LM_TANH_SMALL: x + x^3 P(x^2). */
+#define LM_TANH_SMALL 0.55f
+LM_MATH float lm_tanhf_small(float x) {
+  const float s = x * x;
   float p = -6.27423007e-3f;
   p = p * s + 2.10716724e-2f;
   p = p * s - 5.38523085e-2f;
   p = p * s + 1.33325860e-1f;
   p = p * s - 3.33333164e-1f;
-  const float near = a + a * (s * p);
-  return lm_bits_f32(lm_f32_bits(a < 0.55f ? near : far) | sign);
+  return x + x * (s * p);
+}
+
+/* tanh(x), odd: with a = |x|, the above for a < LM_TANH_SMALL, (1 - e) / (1 + e), e = exp(-2a),
+ * beyond. At most 1.6 ulp. The part beyond may come from a device's own instructions (`far`). */
+LM_MATH float lm_tanh_with(float x, float far) {
+  const uint32_t sign = lm_f32_bits(x) & 0x80000000u;
+  const float a = lm_bits_f32(lm_f32_bits(x) ^ sign), near = lm_tanhf_small(a);
+  return lm_bits_f32(lm_f32_bits(a < LM_TANH_SMALL ? near : far) | sign);
 }
 LM_MATH float lm_tanhf(float x) {
   const float e = lm_expf(-2.0f * lm_bits_f32(lm_f32_bits(x) & 0x7fffffffu));

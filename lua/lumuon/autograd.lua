@@ -155,9 +155,15 @@ local function accumulate(node, grad, input, g)
     hold(g)
   end
   local source = input.node
+  local fresh = node.def.fresh and g ~= grad
+  if source and C.lm_tensor_dtype(g.h) ~= C.lm_tensor_dtype(input.h) then -- bf16 goes on as bf16
+    local cast = raw.to(g, input:dtype())
+    if g ~= grad and not g.holders then g:free() end
+    g, fresh = cast, true
+  end
   if source and not source.grad then
     source.grad = g
-    source.owned = node.def.fresh and g ~= grad
+    source.owned = fresh
     hold(g)
     return
   end

@@ -126,6 +126,37 @@ end, function(node, g)
   return raw.view(grad, logits:size())
 end)
 
+-- lm_linear_cross_entropy gives the gradients along with the loss: the logits are gone afterwards.
+local fused_cross_entropy = define("linear_cross_entropy", function(node, x, w, targets, vocab_size, softcap)
+  if x:dtype() == "bf16" then w = raw.to(w, "bf16") end
+  local wants_x, wants_w = node and node[1].requires_grad, node and node[2].requires_grad
+  for i = 1, 3 do boxes[i][0] = nil end
+  call(C.lm_linear_cross_entropy, boxes[1], wants_x and boxes[2] or nil, wants_w and boxes[3] or nil, x.h, w.h,
+    targets.h, vocab_size, softcap)
+  local loss, dx, dw = lib.wrap(boxes[1][0]), boxes[2][0], boxes[3][0]
+  if wants_x then node.dx = lib.wrap(dx) end
+  if wants_w then node.dw = lib.wrap(dw) end
+  return loss
+end, function(node, g)
+  local dx, dw, scale = node.dx, node.dw, g:item()
+  if dx and scale ~= 1 then dx:mul_(scale) end
+  local sum = dw and gathered_grad(node[2])
+  if not sum then return dx, dw and dw:mul_(scale) end
+  call(C.lm_axpy, sum.h, scale, dw.h)
+  dw:free()
+  return dx
+end)
+
+--- cross_entropy(linear(x, w), targets, vocab_size, softcap) for a large vocabulary: on the CPU without a tensor
+-- for all the logits, which would be the largest of a step by far.
+function nn.linear_cross_entropy(x, w, targets, vocab_size, softcap)
+  check("linear_cross_entropy", x, w, targets)
+  if x:device() ~= "cpu" then return nn.cross_entropy(nn.linear(x, w), targets, vocab_size, softcap, true) end
+  vocab_size = whole("linear_cross_entropy", "vocab_size", vocab_size, w:size(1))
+  softcap = number("linear_cross_entropy", "softcap", softcap, 0)
+  return fused_cross_entropy(x:contiguous(), w:contiguous(), targets:contiguous(), vocab_size, softcap)
+end
+
 --- Softmax over the last dim.
 T.softmax = define("softmax", function(node, x)
   local y = result(C.lm_softmax, raw.contiguous(x).h)

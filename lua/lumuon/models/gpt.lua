@@ -287,8 +287,9 @@ function GPT:forward(idx, targets)
   check_tokens(self, "idx", idx)
   if targets then check_tokens(self, "targets", targets, idx) end
   idx, targets = idx:to(c.device), targets and targets:to(c.device)
-  local logits = nn.linear(trunk(self, idx), self.lm_head)
-  if targets then return nn.cross_entropy(logits, targets, c.vocab_size, SOFTCAP, true) end
+  local x = trunk(self, idx)
+  if targets then return nn.linear_cross_entropy(x, self.lm_head, targets, c.vocab_size, SOFTCAP) end
+  local logits = nn.linear(x, self.lm_head)
   local capped = (logits:narrow(3, 1, c.vocab_size):to("f32") / SOFTCAP):tanh()
   return capped * SOFTCAP
 end
