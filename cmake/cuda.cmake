@@ -114,3 +114,9 @@ if(LUMUON_CUDA STREQUAL "emulated")
                          $<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions;-fno-rtti;-Wno-unused-parameter;-Wno-unknown-pragmas>)
   set_target_properties(emulated_checks PROPERTIES LINKER_LANGUAGE C)
 endif()
+
+# scripts/gpu-check, packed for another machine.
+add_custom_target(gpu_bundle
+  COMMAND ${CMAKE_COMMAND} -DLUMUON=$<TARGET_FILE:lumuon> -DSOURCE=${CMAKE_SOURCE_DIR} -DBUILD=${CMAKE_BINARY_DIR}
+          -P ${CMAKE_SOURCE_DIR}/cmake/gpu-bundle.cmake
+  DEPENDS lumuon VERBATIM)

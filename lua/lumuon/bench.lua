@@ -2,7 +2,7 @@
 -- `help`, a line, and `run(args)`, which prints and returns an exit code.
 local nearest = require "lumuon.nearest"
 
-local M = { names = { "optim", "train", "dist" } }
+local M = { names = { "optim", "train", "dist", "gpu" } }
 
 local function load(name)
   local ok, module = pcall(require, "lumuon.bench." .. name)

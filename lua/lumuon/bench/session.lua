@@ -13,6 +13,7 @@ local own = {
   sequence_len = { default = 512, min = 2, help = "tokens a row" },
   batch_size = { default = 8, min = 1, help = "rows a step" },
   vocab_size = { default = 32768, min = 2, help = "tokens there are" },
+  device = { default = "cpu", choices = { "cpu", "cuda" } },
   threads = { default = 0, min = 0, max = 1024, help = "0: as many as there are" },
 }
 
@@ -44,11 +45,13 @@ function M.open(name, args)
   if o.threads > 0 then lib.call(lib.C.lm_set_threads, o.threads) end
   local heads = math.ceil(depth * 64 / 128)
   local model = gpt.GPT { preset = "head", n_layer = depth, n_head = heads, n_embd = heads * 128,
-    sequence_len = o.sequence_len, vocab_size = o.vocab_size, window_pattern = "L", dtype = o.dtype }
+    sequence_len = o.sequence_len, vocab_size = o.vocab_size, window_pattern = "L", dtype = o.dtype,
+    device = o.device }
   local opt = optim.MuonAdamW(groups_of(model, o.dtype))
   local idx = tensor.rand({ o.batch_size, o.sequence_len }, { dtype = "i32", high = o.vocab_size })
   local targets = tensor.rand({ o.batch_size, o.sequence_len }, { dtype = "i32", high = o.vocab_size,
     generator = tensor.Generator(7) })
+  idx, targets = idx:to(o.device), targets:to(o.device)
   local function train_step()
     return lib.scope(function()
       opt:zero_grad()

@@ -45,12 +45,14 @@ local function write(_, f, ...) lib.call(f, ...) end
 local Steps = {}
 Steps.__index = Steps
 
---- Parameters with gradients for all groups, and one optimizer over them; precision: of Muon's products.
-function steps.new(groups, precision)
+--- Parameters with gradients for all groups, and one optimizer over them; precision: of Muon's products; device:
+-- where they lie, the CPU if not given.
+function steps.new(groups, precision, device)
   local generator, made, number = tensor.Generator(1), {}, 0
   local function parameter(group)
     number = number + 1
-    local t = tensor.randn(group.sizes, { generator = generator, std = 0.02, dtype = group.dtype or "f32" })
+    local t = tensor.randn(group.sizes, { generator = generator, std = 0.02, dtype = group.dtype or "f32",
+      device = device })
     local p = autograd.parameter(t, "p" .. number)
     t:free()
     p.grad:normal_(0, 1, tensor.Generator(2, number))
