@@ -82,6 +82,30 @@ describe("the place where ranks meet", function()
   end)
 end)
 
+describe("threads a rank", function()
+  local function threads(all, which, env)
+    return { launch.threads(all, which, function(name) return (env or {})[name] end) }
+  end
+  it("are the cores it may use, shared by those who may use the same", function()
+    assert.same({ 4, 1 }, threads({ "a 0-7", "a 0-7", "b 0-7" }, 2))
+    assert.same({ 8, 0 }, threads({ "a 0-7", "a 0-7", "b 0-7" }, 3))
+    assert.same({ 3, 1 }, threads({ "a 0-2", "a 3,5,8", "a 6,7" }, 2))
+    assert.same({ 1, 2 }, threads({ "a 0-1", "a 0-1", "a 0-1" }, 3))
+    assert.same({ [2] = 0 }, threads({ "a ", "a " }, 1))
+  end)
+  it("are no more than Slurm gave it, where it is not bound to that", function()
+    local function slurm(env)
+      env.SLURM_PROCID = "0"
+      return threads({ "a 0-63", "a 0-63" }, 2, env)[1]
+    end
+    assert.equal(8, slurm { SLURM_CPUS_PER_TASK = "8", SLURM_CPUS_ON_NODE = "16" })
+    assert.equal(6, slurm { SLURM_CPUS_ON_NODE = "12" })
+    assert.equal(32, slurm { SLURM_CPUS_PER_TASK = "64" })
+    assert.equal(32, slurm {})
+    assert.equal(32, threads({ "a 0-63", "a 0-63" }, 2, { SLURM_CPUS_ON_NODE = "12" })[1])
+  end)
+end)
+
 describe("ranks without MPI", function()
   for ranks = 2, 4 do
     it(("move and add what they should, on %d"):format(ranks), function()
@@ -115,6 +139,17 @@ describe("ranks without MPI", function()
     local one, two = losses(1), losses(2)
     assert.equal(10, #two)
     for i = 1, 10 do assert.is_true(math.abs(one[i] - two[i]) < 1e-4, i) end
+  end)
+
+  it("stop between the same two steps when Ctrl-C reaches one, and end in good order", function()
+    local r = processes.run { ranks = 2, words = { "run", "recipes/fortune.lua", "--steps=100000", "--n_layer=1",
+      "--n_embd=32", "--n_head=2", "--sequence_len=16", "--batch_size=4", "--eval_every=0", "--out=" },
+      env = function(rank)
+        return by_file() .. (rank == 1 and " sh -c '(sleep 0.7; kill -INT $$) & exec \"$0\" \"$@\"'" or "")
+      end }
+    assert.same({ [0] = 0, 130 }, r.codes, r.err)
+    assert.matches("fortune 3", r.out)
+    assert.equal("lumuon: rank 1: interrupted\n", r.err)
   end)
 
   it("are refused where they run something else", function()

@@ -71,12 +71,12 @@ local function complain(...)
 end
 
 --- Call f; report what goes wrong.
--- @return exit code, and what f returned
+-- @return exit code, what f returned, and whether it came to its end though it was interrupted
 local function guarded(f, ...)
   local interrupted, ok, result = host.call(M.describe, f, ...)
   if interrupted then
     complain("interrupted")
-    return EXIT_INTERRUPT
+    return EXIT_INTERRUPT, nil, ok
   end
   if ok then return 0, result end
   complain(tostring(result))
@@ -89,11 +89,13 @@ M.guarded = guarded
 -- @return exit code, and what f returned
 local function guarded_rank(log_all, f, ...)
   launch.log(log_all)
-  local code, result = guarded(f, ...)
+  local code, result, finished = guarded(f, ...)
   if code == 0 and type(result) == "number" then code = result end -- a measurement's own
-  local final, problem = launch.leave(code)
+  io.stdout:flush()
+  -- a rank that heard of Ctrl-C and came to its end leaves as those do that did not: they may still be saving
+  local final, problem = launch.leave(finished and 0 or code)
   if problem then complain(problem) end
-  return final, result
+  return final == 0 and code or final, result
 end
 
 --- The same at os.exit, in the middle of a recipe.

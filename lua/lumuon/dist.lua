@@ -210,16 +210,6 @@ local function first_line(path)
   return line or ""
 end
 
---- "0-3,8" -> 5
-local function count_list(list)
-  local n = 0
-  for part in list:gmatch("[^,]+") do
-    local from, to = part:match("^(%d+)%-(%d+)$")
-    n = n + (from and tonumber(to) - tonumber(from) + 1 or 1)
-  end
-  return n
-end
-
 local function allowed_cores()
   local file = io.open("/proc/self/status")
   local text = file and file:read("*a") or ""
@@ -227,20 +217,15 @@ local function allowed_cores()
   return text:match("Cpus_allowed_list:%s*(%S+)") or ""
 end
 
---- Ranks that may use the same cores of the same machine share them evenly.
+--- Threads, and the local rank where the launcher did not tell, from every rank's machine and cores. The machine
+-- is told by its boot's id: containers have host names of their own.
 local function set_threads()
-  local cores = allowed_cores()
-  local mine = first_line("/proc/sys/kernel/hostname") .. " " .. cores
-  local host = mine:match("^%S*")
-  local together, before = 0, 0
-  for i, other in ipairs(dist.all_strings(mine, "machines and cores")) do
-    if other == mine then together = together + 1 end
-    if other:match("^%S*") == host and i - 1 < C.lm_dist_rank() then before = before + 1 end
-  end
-  if not (launched and launched.local_rank) then local_rank = before end
-  if not os.getenv("OMP_NUM_THREADS") and cores ~= "" then
-    call(C.lm_set_threads, math.max(1, math.floor(count_list(cores) / together)))
-  end
+  local machine = first_line("/proc/sys/kernel/random/boot_id"):match("^%S+") or
+    first_line("/proc/sys/kernel/hostname"):match("^%S*")
+  local all = dist.all_strings(machine .. " " .. allowed_cores(), "machines and cores")
+  local threads, number = launch.threads(all, C.lm_dist_rank() + 1)
+  if not (launched and launched.local_rank) then local_rank = number end
+  if not os.getenv("OMP_NUM_THREADS") and threads then call(C.lm_set_threads, threads) end
 end
 
 --- What must be the same on every rank from the first line of the recipe on.

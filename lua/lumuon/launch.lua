@@ -82,6 +82,41 @@ function launch.meeting_place(own, has_mpi, getenv)
   return ("tcp://%s:%d"):format(host, port), of:sub(1, 63)
 end
 
+-- ---- threads -------------------------------------------------------------------------------------------
+
+--- "0-3,8" -> 5
+local function count_list(list)
+  local n = 0
+  for part in list:gmatch("[^,]+") do
+    local from, to = part:match("^(%d+)%-(%d+)$")
+    n = n + (from and tonumber(to) - tonumber(from) + 1 or 1)
+  end
+  return n
+end
+
+--- How many threads a rank takes, and its number (from 0) on its machine. all: "machine cores" of every rank, as
+-- "b1e5 0-3,8"; which: the rank's place there. Ranks that may use the same cores of the same machine share them
+-- evenly, and none takes more than Slurm gave it: it may not be bound to that. No threads: nothing is known.
+function launch.threads(all, which, getenv)
+  getenv = getenv or os.getenv
+  local machine, cores = all[which]:match("^(%S*) (.*)$")
+  local sharing, together, before = 0, 0, 0
+  for i, other in ipairs(all) do
+    if other == all[which] then sharing = sharing + 1 end
+    if other:match("^%S*") == machine then
+      together = together + 1
+      if i < which then before = before + 1 end
+    end
+  end
+  if cores == "" then return nil, before end
+  local threads = count_list(cores) / sharing
+  if getenv("SLURM_PROCID") then
+    local each, here = whole(getenv("SLURM_CPUS_PER_TASK")), whole(getenv("SLURM_CPUS_ON_NODE"))
+    threads = math.min(threads, each or here and here / together or threads)
+  end
+  return math.max(1, math.floor(threads)), before
+end
+
 -- ---- what a process that is one of several does differently --------------------------------------------
 
 local own = launch.detect()

@@ -2,6 +2,8 @@
 -- clean stops.
 local lib = require "lumuon.lib"
 local clock = require "lumuon.clock"
+local tensor = require "lumuon.tensor"
+local dist = require "lumuon.dist"
 local ffi, raise = lib.ffi, lib.raise
 local has_host, host = pcall(require, "lumuon.host") -- the executable; plain luajit has none
 
@@ -123,7 +125,18 @@ function Log:close()
   if has_host then host.defer_interrupt(false) end
 end
 
---- Whether Ctrl-C was pressed: ask between steps, and leave the loop in good order.
-function train.interrupted() return has_host and host.interrupt_asked() end
+--- Whether Ctrl-C was pressed: ask between steps, and leave the loop in good order. Of several ranks all ask, and
+-- all hear yes if it was pressed on any: a signal does not reach them between the same two steps.
+function train.interrupted()
+  local asked = has_host and host.interrupt_asked()
+  if dist.world_size() == 1 then return asked end
+  return lib.outside_scope(function()
+    local flag = tensor.full({ 1 }, asked and 1 or 0)
+    dist.all_reduce(flag, { op = "max", label = "whether Ctrl-C was pressed" })
+    asked = flag:item() > 0
+    flag:free()
+    return asked
+  end)
+end
 
 return train

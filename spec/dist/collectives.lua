@@ -3,7 +3,7 @@
 local lm = require "lumuon"
 local dist = lm.dist
 local rank, size = dist.init { timeout = 20 }
-assert(dist.rank() == rank and dist.world_size() == size and dist.local_rank() == rank)
+assert(dist.rank() == rank and dist.world_size() == size and dist.local_rank() <= rank)
 
 local function filled(n, value, dtype) return lm.full({ n }, value, { dtype = dtype }) end
 local function sum(t) return t:to("f32"):sum():item() end
