@@ -254,6 +254,8 @@ static const lm__backend_table table = {
     ENTRY(rms_norm)
     ENTRY(rms_norm_backward)
     ENTRY(rotary)
+    ENTRY(attention)
+    ENTRY(attention_backward)
     ENTRY(cross_entropy)
     ENTRY(cross_entropy_backward)
     ENTRY(softmax)

@@ -120,6 +120,17 @@ template <> __device__ __forceinline__ uint8_t lm__from_float<uint8_t>(float x) 
   return lm_f32_to_u8(x);
 }
 
+/* 2^x by the device's own instruction: 2 ulp, tiny results are 0. */
+LM_DEVICE float lm__exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
 /* Two floats as bf16 in one register, the first in its low half. */
 LM_DEVICE uint32_t lm__pack_bf16(float low, float high) {
 #if defined(__CUDA_ARCH__)
