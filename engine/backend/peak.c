@@ -176,13 +176,13 @@ static double seconds_of(const work *w, int threads) {
 }
 
 int lm_peak_rate(double *out, const char **kernel, int precision) {
-  enum { TRIALS = 12 };
+  enum { TRIALS = 8 };
   if (precision != LM_PRECISION_F32 && precision != LM_PRECISION_BF16)
     return lm__fail(LM_EINVAL, "peak_rate: precision = %d is neither f32 (%d) nor bf16 (%d)",
                     precision, LM_PRECISION_F32, LM_PRECISION_BF16);
   const int threads = lm_threads();
   work w = {choose(precision), 1 << 10};
-  while (seconds_of(&w, threads) < 4e-3) w.turns *= 2;
+  while (seconds_of(&w, threads) < 1.5e-3) w.turns *= 2;
   double least = 1e30;
   for (int i = 0; i < TRIALS; i++) {
     const double seconds = seconds_of(&w, threads);

@@ -71,7 +71,7 @@ LM_API int lm_cpu_fast_bf16(void);
 /* Name and version of each library in use, a line each: "oneDNN 2.6.3 (avx512_core_bf16)". */
 LM_API const char *lm_libraries(void);
 /* The limit of products in a precision (enum lm_precision): floating point operations a second of
- * multiply-adds on registers alone, on lm_threads() threads; the best of a dozen tries, 50 ms.
+ * multiply-adds on registers alone, on lm_threads() threads; the best of a few tries, 20 ms.
  * kernel: "amx_bf16", "avx512_bf16", "avx512", "avx2" or "plain"; bf16 has f32's where the CPU has
  * no multiply-add of bf16. */
 LM_API int lm_peak_rate(double *out, const char **kernel, int precision);

@@ -49,6 +49,12 @@ static int check_adamw_tensor(const char *role, int i, const lm_tensor *t, const
   return lm__need_shape("adamw_step", name, t, param->ndim, param->shape);
 }
 
+/* Thousands of small tensors have long left the cache: ask for those that are checked next. */
+static void prefetch(const lm_tensor *t) {
+  const char *p = (const char *)t;
+  for (size_t at = 0; at < sizeof *t; at += 64) __builtin_prefetch(p + at);
+}
+
 int lm_adamw_step(int n, lm_tensor *const *param, const lm_tensor *const *grad,
                   lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
                   const lm_adamw_args *args) {
@@ -57,6 +63,11 @@ int lm_adamw_step(int n, lm_tensor *const *param, const lm_tensor *const *grad,
   LM__TRY(check_adamw_args(args));
   if (n <= 0) return LM_OK;
   for (int i = 0; i < n; i++) {
+    const int soon = i + 8 < n ? i + 8 : i;
+    prefetch(param[soon]);
+    prefetch(grad[soon]);
+    prefetch(exp_avg[soon]);
+    prefetch(exp_avg_sq[soon]);
     LM__TRY(lm__begin("adamw_step", 5, param[0], param[i], grad[i], exp_avg[i], exp_avg_sq[i]));
     LM__TRY(check_adamw_tensor("param", i, param[i], param[i]));
     LM__TRY(check_adamw_tensor("grad", i, grad[i], param[i]));

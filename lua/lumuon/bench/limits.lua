@@ -1,39 +1,54 @@
 --- What this machine can do at most, measured in the run whose figures are compared with it.
+--
+-- A machine's speed drifts with what else runs on it, so limits are sampled all through a run: between the
+-- groups it measures.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local report = require "lumuon.bench.report"
 local clock = require "lumuon.clock"
 local ffi, C, call = lib.ffi, lib.C, lib.call
 
-local limits = {}
+local Limits = {}
+Limits.__index = Limits
 
---- Floating point operations a second of a precision, "f32" or "bf16", and the kernel that reached it.
-function limits.products(precision)
+local NUMBERS = 2 ^ 25 -- past the caches
+
+--- Limits for products in a precision, "f32" or "bf16".
+local function new(precision)
+  local self = setmetatable({ precision = precision, from = tensor.zeros(NUMBERS), to = tensor.zeros(NUMBERS),
+    copies = {}, scalings = {}, rate = 0 }, Limits)
+  self.box = ffi.new("lm_tensor *[1]")
+  self.box[0] = self.from.h
+  for _ = 1, 2 do self:sample() end
+  self.copies, self.scalings = {}, {} -- the first ones also fetched the memory from the system
+  return self
+end
+
+--- Measure each once more: some 40 ms.
+function Limits:sample()
+  local begun = clock()
+  call(C.lm_copy, self.to.h, self.from.h)
+  local copied = clock()
+  call(C.lm_binary_scalar, self.box, C.LM_MUL, self.from.h, 0.5, 0)
+  local scaled = clock()
+  table.insert(self.copies, copied - begun)
+  table.insert(self.scalings, scaled - copied)
   local rate, kernel = ffi.new("double[1]"), ffi.new("const char *[1]")
-  call(C.lm_peak_rate, rate, kernel, precision == "bf16" and C.LM_PRECISION_BF16 or C.LM_PRECISION_F32)
-  return rate[0], ffi.string(kernel[0])
+  call(C.lm_peak_rate, rate, kernel, self.precision == "bf16" and C.LM_PRECISION_BF16 or C.LM_PRECISION_F32)
+  self.rate, self.kernel = math.max(self.rate, rate[0]), ffi.string(kernel[0])
 end
 
---- Bytes a second past the caches, read and written ones counted alike: of a copy, and of a scaling in place
--- (which need not fetch what it writes).
-function limits.memory(runs)
-  local n = 2 ^ 25
-  local from, to = tensor.zeros(n), tensor.zeros(n)
-  local box = ffi.new("lm_tensor *[1]")
-  box[0] = from.h
-  local copies, scalings = {}, {}
-  local function seconds(...)
-    local begun = clock()
-    call(...)
-    return clock() - begun
-  end
-  for i = 0, runs do -- the first one does not count
-    copies[i] = seconds(C.lm_copy, to.h, from.h)
-    scalings[i] = seconds(C.lm_binary_scalar, box, C.LM_MUL, from.h, 0.5, 0)
-  end
-  from:free()
-  to:free()
-  return 8 * n / report.median(copies), 8 * n / report.median(scalings)
+--- The figures: medians of the bandwidths, in GB/s with read and written bytes counted alike, of a copy and of a
+-- scaling in place (which need not fetch what it writes); the best rate of products, in GFLOP/s.
+function Limits:figures()
+  return { copy_gb_per_s = 8 * NUMBERS / report.median(self.copies) / 1e9,
+    in_place_gb_per_s = 8 * NUMBERS / report.median(self.scalings) / 1e9, products_gflop_per_s = self.rate / 1e9,
+    kernel = self.kernel, precision = self.precision, samples = #self.copies }
 end
 
-return limits
+function Limits:free()
+  self.from:free()
+  self.to:free()
+end
+
+return { new = new }
