@@ -83,6 +83,10 @@ typedef struct lm__backend_table {
                     lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
                     const lm_adamw_args *args);
   int (*polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args);
+  /* out[i] = op over sources[0..n)[i], added in that order in f64 (i32: in i64) and rounded once;
+   * out may be one of the sources. LM_DIST_MEAN divides by n. */
+  void (*rank_reduce)(int dtype, int op, int n, const void *const *sources, void *out,
+                      int64_t count);
   int (*muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                    lm_tensor *second_momentum, const lm_muon_args *args);
   /* Seconds a matrix takes on a path (enum lm_muon_path), < 0 if it failed. */

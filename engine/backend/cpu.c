@@ -42,6 +42,7 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(scaled_add_backward)
     ENTRY(gated_add)
     ENTRY(gated_add_backward)
+    ENTRY(rank_reduce)
 #undef ENTRY
 };
 /* clang-format on */

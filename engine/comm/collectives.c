@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/backend.h"
 #include "comm/transport.h"
 #include "core/error.h"
 
@@ -94,8 +95,12 @@ static void timed_out(const lm__collective *c, const batch *b) {
 }
 
 /* Until all of the batch is done. Nothing progresses unless the transport is called, so this polls:
- * briefly without a pause, then ever more rarely, so as to leave the cores to the arithmetic. */
+ * briefly without a pause, then ever more rarely, so as to leave the cores to the arithmetic. A
+ * thread that is not urgent must not yield: the scheduler then lets the arithmetic run to the next
+ * tick, milliseconds later, while one that wakes from a nap is let in at once. */
 static int wait_all(const lm__collective *c, batch *b, double deadline) {
+  const bool urgent = lm__queue_urgent();
+  const double spin = urgent ? 100e-6 : 10e-6;
   double quiet_since = lm__clock();
   long pause = 5000; /* ns */
   while (b->n > 0) {
@@ -109,8 +114,8 @@ static int wait_all(const lm__collective *c, batch *b, double deadline) {
       pause = 5000;
     } else if (now > deadline) {
       timed_out(c, b);
-    } else if (now - quiet_since < 100e-6) {
-      (void)sched_yield();
+    } else if (now - quiet_since < spin) {
+      if (urgent) (void)sched_yield(); /* to another rank's such thread on this core */
     } else {
       via->nap(pause);
       if (pause < 200000) pause += pause / 2;
@@ -198,7 +203,7 @@ static void add_up(const lm__collective *c, int64_t begin, int64_t n, char *from
   const void *sources[size];
   char *own = c->data + begin * lm_dtype_size(c->dtype);
   for (int r = 0; r < size; r++) sources[r] = r == rank ? own : from + (size_t)r * stride;
-  lm__reduce_in_order(c->dtype, c->op, size, sources, own, n);
+  lm__backend(LM_CPU)->rank_reduce(c->dtype, c->op, size, sources, own, n);
 }
 
 static int post_reduce(batch *b, const lm__collective *c, int64_t k, char *into, size_t stride) {

@@ -60,11 +60,6 @@ extern double lm__wire_bytes;
 _Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
                                   int world_size);
 
-/* out[i] = op over sources[0..n)[i], added in that order in f64 (i32: in i64) and rounded once;
- * out may be one of the sources. LM_DIST_MEAN divides by n. */
-void lm__reduce_in_order(int dtype, int op, int n, const void *const *sources, void *out,
-                         int64_t count);
-
 /* queue.c */
 struct lm_work;
 int lm__queue_start(const lm__comm_table *table, double timeout, double start_timeout, int *rank,
@@ -75,5 +70,6 @@ int lm__queue_issue(struct lm_work **out, const lm__collective *c, lm__storage *
 void lm__queue_set_timeout(double seconds);
 void lm__queue_set_delay(double seconds_per_byte);
 const lm__comm_table *lm__queue_table(void);
+bool lm__queue_urgent(void); /* has the communication thread, which asks, real-time priority? */
 
 #endif

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +45,7 @@ static int started_status, started_rank, started_size;
 static double current_limit;  /* of the collective that runs */
 static char failure[MESSAGE]; /* of the first failed collective: later ones cannot succeed */
 static int failure_status;
+static bool urgent; /* the communication thread's own */
 
 double lm__wire_bytes;
 
@@ -127,9 +129,10 @@ static void complete(struct lm_work *w) { /* lock held */
 }
 
 /* This thread wakes often and works little, the arithmetic's threads never sleep: where they share
- * cores it must be let in at once, or each message waits for the end of somebody's time slice. A
- * better priority does that (it takes root, or `ulimit -e 30`); without the right to one, short
- * slices help a little on Linux 6.12 and later. */
+ * cores it must be let in at once, or a message waits for the end of somebody's time slice, a few
+ * milliseconds. Real-time priority does that (it takes root, or `ulimit -r 1`); nice -20 nearly
+ * (root, or `ulimit -e 40`); without the right to either, short slices help a little on Linux 6.12
+ * and later. */
 static void hurry(void) {
   struct {
     uint32_t size, policy;
@@ -145,12 +148,24 @@ static void hurry(void) {
   (void)prctl(PR_SET_TIMERSLACK, 1000UL); /* ns: naps are as long as was asked */
 }
 
+/* Between the transport's start and stop, which may wait without a pause for processes that need
+ * this core. */
+static void set_urgent(bool on) {
+  const struct sched_param priority = {.sched_priority = on ? 1 : 0};
+  const int policy = on ? SCHED_FIFO : SCHED_OTHER;
+  if (on || urgent)
+    urgent = sched_setscheduler(0, policy | SCHED_RESET_ON_FORK, &priority) == 0 && on;
+}
+
+bool lm__queue_urgent(void) { return urgent; }
+
 static void *main_loop(void *unused) {
   (void)unused;
   int rank = 0, size = 1;
   hurry();
   current_limit = start_timeout;
   const int status = table->start(&rank, &size, lm__clock() + start_timeout);
+  if (!status) set_urgent(true);
   (void)pthread_mutex_lock(&lock);
   started_status = status;
   started_rank = rank;
@@ -173,6 +188,7 @@ static void *main_loop(void *unused) {
     complete(w);
   }
   (void)pthread_mutex_unlock(&lock);
+  set_urgent(false);
   if (!status) table->stop();
   return NULL;
 }

@@ -54,6 +54,8 @@ int LM_KERNEL(gated_add)(lm_tensor *out, const lm_tensor *x, const lm_tensor *ga
 int LM_KERNEL(gated_add_backward)(lm_tensor *grad_gate, lm_tensor *grad_y,
                                   const lm_tensor *grad_out, const lm_tensor *gate,
                                   const lm_tensor *y, float scale);
+void LM_KERNEL(rank_reduce)(int dtype, int op, int n, const void *const *sources, void *out,
+                            int64_t count);
 int LM_KERNEL(adamw_step)(int n, lm_tensor *const *param, const lm_tensor *const *grad,
                           lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
                           const lm_adamw_args *args);

@@ -117,7 +117,8 @@ end
 local function muon_unit(slot, loads)
   banks.muon(slot, deal_matrices(slot, loads))
   return { label = options.group_label(slot.index, slot.group), kind = "muon", param = slot.bank, grad = slot.grad_bank,
-    params = slot.params, update = function(step, write, progress) banks.step(slot, step, write, progress) end }
+    params = slot.params, cost = #slot.params * matrix_cost(slot),
+    update = function(step, write, progress) banks.step(slot, step, write, progress) end }
 end
 
 -- ---- AdamW ------------------------------------------------------------------------------------------------------
@@ -231,32 +232,34 @@ local function fingerprint(opt)
   return table.concat(lines, "\n")
 end
 
---- Muon's units have much arithmetic a byte, AdamW's little: side by side, in proportion to their sizes, there is
--- always something to compute while the others' data travels, and always something to send. Small ones come
--- first and last, for nothing hides the first reduction and the last gathering. The order is every rank's.
+--- The order of units in every phase, the same on all ranks. Collectives run one after the other, so all reductions
+-- before the first gathering. To have always something to compute and something to send: Muon's units come first that
+-- make half of its arithmetic, those with most of it a byte, and are computed while AdamW's are being reduced; AdamW's
+-- need hardly any arithmetic, and are gathered while the rest of Muon is computed. Small ones, which are not
+-- gathered, come first, and the last gathering, that nothing hides, is that of a unit with few bytes.
 local function in_order(units)
-  local lists, total = { small = {}, muon = {}, adamw = {} }, { muon = 0, adamw = 0 }
+  local lists, arithmetic = { small = {}, muon = {}, adamw = {} }, 0
   for i, unit in ipairs(units) do
     unit.index = i
     table.insert(lists[unit.kind], unit)
-    if total[unit.kind] then total[unit.kind] = total[unit.kind] + unit.grad:numel() end
+    arithmetic = arithmetic + (unit.cost or 0)
   end
-  local function by_size(rising)
-    return function(a, b)
-      local x, y = a.grad:numel(), b.grad:numel()
-      if x ~= y then return (x < y) == rising end
+  local function sorted(list, key)
+    table.sort(list, function(a, b)
+      local x, y = key(a), key(b)
+      if x ~= y then return x > y end
       return a.index < b.index
-    end
+    end)
+    return list
   end
-  table.sort(lists.muon, by_size(true))
-  table.sort(lists.adamw, by_size(false))
-  local order, done, at = lists.small, { muon = 0, adamw = 0 }, { muon = 1, adamw = 1 }
-  while lists.muon[at.muon] or lists.adamw[at.adamw] do
-    local behind = done.muon * total.adamw <= done.adamw * total.muon and "muon" or "adamw"
-    if not lists[behind][at[behind]] then behind = behind == "muon" and "adamw" or "muon" end
-    local unit = lists[behind][at[behind]]
-    order[#order + 1], at[behind], done[behind] = unit, at[behind] + 1, done[behind] + unit.grad:numel()
+  local function bytes(unit) return unit.grad:numel() end
+  local order, rest, done = lists.small, {}, 0
+  for _, unit in ipairs(sorted(lists.muon, function(unit) return unit.cost / bytes(unit) end)) do
+    local list = done < arithmetic / 2 and order or rest
+    list[#list + 1], done = unit, done + unit.cost
   end
+  for _, unit in ipairs(sorted(lists.adamw, bytes)) do order[#order + 1] = unit end
+  for _, unit in ipairs(sorted(rest, bytes)) do order[#order + 1] = unit end
   return order
 end
 
