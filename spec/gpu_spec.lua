@@ -5,7 +5,8 @@
 -- Where there is no GPU each table is pending. A build with -DLUMUON_CUDA=emulated has one.
 local devices = require "spec.support.devices"
 
-local TABLES = { "elementwise", "copy", "rows", "cross_entropy", "embedding", "attention", "reduce", "random", "mix" }
+local TABLES = { "elementwise", "copy", "rows", "cross_entropy", "embedding", "attention", "reduce", "random", "mix",
+  "products", "adamw", "muon" }
 
 local missing = devices.missing()
 for _, name in ipairs(TABLES) do

@@ -268,6 +268,11 @@ static const lm__backend_table table = {
     ENTRY(gated_add)
     ENTRY(gated_add_backward)
     ENTRY(singular_values)
+    ENTRY(count_nonfinite)
+    ENTRY(matmul)
+    ENTRY(adamw_step)
+    ENTRY(polar_express)
+    ENTRY(muon_step)
 #undef ENTRY
 };
 /* clang-format on */

@@ -27,6 +27,14 @@ template <class T, bool packs> LM_GLOBAL count(const T *p, int64_t n, unsigned *
   if (threadIdx.x == 0 && all) atomicAdd(bad, (unsigned)all);
 }
 
+template <class T> int start_count(const char *op, const lm_tensor *t, T, unsigned *bad) {
+  const int64_t size = lm__numel(t);
+  const T *p = lm__pointer<T>(t);
+  const lm__launch_shape shape = {op, lm__round_blocks(size, 8 * LM_THREADS), LM_THREADS};
+  return lm__is_aligned(p) ? lm__launch(shape, count<T, true>, p, size, bad)
+                           : lm__launch(shape, count<T, false>, p, size, bad);
+}
+
 typedef struct op_name {
   char at[32];
 } op_name;
@@ -55,20 +63,41 @@ extern "C" int lm__guard_cuda(int n, const lm_tensor *const *grads) {
   int status = lm__cuda_launched(
       "step", cudaMemsetAsync(bad, 0, (size_t)n * sizeof *bad, lm__cuda_stream()));
   for (int i = 0; i < n && status == LM_OK; i++) {
-    const int64_t size = lm__numel(grads[i]);
-    if (size == 0) continue;
-    const unsigned blocks = lm__round_blocks(size, 8 * LM_THREADS);
-    status = lm__by_float(grads[i]->dtype, [&](auto zero) {
-      using T = decltype(zero);
-      const T *p = lm__pointer<T>(grads[i]);
-      if (lm__is_aligned(p))
-        return lm__launch({"step", blocks, LM_THREADS}, count<T, true>, p, size, bad + i);
-      return lm__launch({"step", blocks, LM_THREADS}, count<T, false>, p, size, bad + i);
-    });
+    if (lm__numel(grads[i]) == 0) continue;
+    status = lm__by_float(grads[i]->dtype,
+                          [&](auto zero) { return start_count("step", grads[i], zero, bad + i); });
   }
   if (status == LM_OK)
     status = lm__launch({"step", 1, 1}, decide, bad, n, lm__cuda_skip(), lm__cuda_reporter(),
                         op_name{"step"});
   lm__cuda_scratch_free(scratch);
+  return status;
+}
+
+/* Of one tensor, for the host to know. Integers are finite; what is no f32 or bf16, or does not lie
+ * side by side, is copied first. */
+extern "C" int lm__count_nonfinite_cuda(double *out, const lm_tensor *a) {
+  lm_tensor *copy = nullptr;
+  void *counter = nullptr;
+  unsigned found = 0;
+  *out = 0;
+  if (!lm__is_float(a->dtype) || lm__numel(a) == 0) return LM_OK;
+  int status = lm__cuda_scratch("count_nonfinite", &counter, sizeof found);
+  if (status == LM_OK)
+    status = lm__cuda_launched("count_nonfinite",
+                               cudaMemsetAsync(counter, 0, sizeof found, lm__cuda_stream()));
+  if (status == LM_OK && (a->dtype == LM_F16 || !lm__is_contiguous(a))) {
+    status = lm_tensor_new(&copy, LM_F32, LM_CUDA, a->ndim, a->shape);
+    if (status == LM_OK) status = lm__copy_cuda(copy, a);
+    a = copy;
+  }
+  if (status == LM_OK)
+    status = lm__by_float(a->dtype, [&](auto zero) {
+      return start_count("count_nonfinite", a, zero, static_cast<unsigned *>(counter));
+    });
+  if (status == LM_OK) status = lm__cuda_read("count_nonfinite", &found, counter, sizeof found);
+  if (status == LM_OK) *out = (double)found;
+  lm__cuda_scratch_free(counter);
+  lm_tensor_free(copy);
   return status;
 }

@@ -25,7 +25,7 @@ typedef struct lm_adamw_factors {
   float eps;
 } lm_adamw_factors;
 
-static inline lm_adamw_factors lm_adamw_prepare(const lm_adamw_args *a) {
+LM_MATH lm_adamw_factors lm_adamw_prepare(const lm_adamw_args *a) {
   const lm_adamw_factors f = {.decay = (float)(1.0 - a->lr * a->weight_decay),
                               .rate1 = (float)(1.0 - a->beta1),
                               .rate2 = (float)(1.0 - a->beta2),
