@@ -173,7 +173,7 @@ end
 command("run", "run FILE.lua [--name=value ...] [--log-all-ranks]",
   "Run a recipe, or any script, with `require \"lumuon\"` on its path.\n"
   .. "What follows the file is the script's; `--help` there lists a recipe's options.\n"
-  .. "With several processes (mpirun -n 4 lumuon run FILE.lua) only the first prints,\n"
+  .. "With several processes (mpirun, srun, torchrun; README.md) only the first prints,\n"
   .. "unless --log-all-ranks is given.",
   function(words)
     local args, log_all = launch.take_option(words)
