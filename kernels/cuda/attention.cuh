@@ -68,14 +68,14 @@ template <int D> LM_DEVICE int lm__chunks_on(int at, int chunks) {
 template <int D, int rows, int threads>
 LM_DEVICE void lm__load_tile(lm_bf16 *tile, const lm_bf16 *head, int64_t stride, int first,
                              const lm__heads &h) {
-  constexpr int chunks = D / 8;
-#pragma unroll 8
-  for (int i = (int)threadIdx.x; i < rows * chunks; i += threads) {
-    const int row = i / chunks, chunk = i % chunks;
-    const bool there = first + row < h.steps && chunk * 8 < h.dim;
-    lm__copy_async(tile + lm__chunk_at<D>(row, chunk),
-                   head + (there ? (first + row) * stride + chunk * 8 : 0), there);
-  }
+  constexpr int chunks = D / 8, at_once = threads / chunks; /* rows; a thread keeps its chunk */
+  const int chunk = (int)threadIdx.x % chunks, from = (int)threadIdx.x / chunks;
+  const lm_bf16 *at = head + (first + from) * stride + chunk * 8;
+  if (threads % chunks != 0 && from >= at_once) return;
+  const int there = chunk * 8 < h.dim ? (int)h.steps - first : 0; /* rows */
+#pragma unroll 4
+  for (int row = from; row < rows; row += at_once, at += at_once * stride)
+    lm__copy_async(tile + lm__chunk_at<D>(row, chunk), row < there ? at : head, row < there);
 }
 
 /* d (tall x 16 rows, columns) += A B': rows of A from row0, all rows of B, over all D. */

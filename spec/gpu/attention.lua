@@ -49,8 +49,9 @@ end }
 -- every tile size, head sizes between them, T around the tiles, windows that leave tiles out
 list[#list + 1] = { "bf16, by tensor cores", function()
   for _, s in ipairs { { T = 1, D = 64 }, { T = 17, D = 16, H = 2, B = 2 }, { T = 129, D = 32, H = 2, Hkv = 1 },
-    { T = 130, D = 64 }, { T = 200, D = 40, window = 9 }, { T = 70, D = 96, H = 3, Hkv = 1 }, { T = 129, D = 80 },
-    { T = 129, D = 128, H = 2, Hkv = 1 }, { T = 150, D = 128, window = 20 }, { T = 17, D = 128, window = 0 },
+    { T = 130, D = 64 }, { T = 200, D = 64, H = 4, Hkv = 2, window = 65 },
+    { T = 200, D = 40, window = 9 }, { T = 70, D = 96, H = 3, Hkv = 1 }, { T = 129, D = 80 },
+    { T = 129, D = 128, H = 2, Hkv = 1 }, { T = 150, D = 128, window = 20, B = 2 }, { T = 17, D = 128, window = 0 },
     { T = 33, D = 256 }, { T = 66, D = 200, window = 3 } } do
     s.dtype = "bf16"
     compare(s, 2 ^ -7)
