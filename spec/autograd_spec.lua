@@ -187,6 +187,7 @@ describe("the gradient of", function()
     check("rms_norm of a view", function(x) return nn.rms_norm(x:t(), 0.1, 1.5) end, input({ 3, 4 }))
     local cos, sin = nn.rotary_tables(5, 4, 10000)
     check("rotary", function(x) return nn.rotary(x, cos, sin) end, input({ 2, 3, 2, 4 }))
+    check("rotary_norm", function(x) return nn.rotary_norm(x, cos, sin, 0.1, 1.2) end, input({ 2, 3, 2, 4 }))
     for _, window in ipairs { -1, 1 } do
       check("attention", function(q, k, v) return nn.attention(q, k, v, window) end, input({ 1, 4, 2, 4 }, 1),
         input({ 1, 4, 1, 4 }, 2), input({ 1, 4, 1, 4 }, 3))

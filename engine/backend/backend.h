@@ -55,6 +55,11 @@ typedef struct lm__backend_table {
                            float eps, float scale);
   int (*rotary)(lm_tensor *out, const lm_tensor *x, const lm_tensor *cos_table,
                 const lm_tensor *sin_table, int inverse);
+  int (*rotary_norm)(lm_tensor *out, const lm_tensor *x, const lm_tensor *cos_table,
+                     const lm_tensor *sin_table, float eps, float scale);
+  int (*rotary_norm_backward)(lm_tensor *grad_x, const lm_tensor *grad_out, const lm_tensor *x,
+                              const lm_tensor *cos_table, const lm_tensor *sin_table, float eps,
+                              float scale);
   int (*attention)(lm_tensor *out, lm_tensor *lse, const lm_tensor *q, const lm_tensor *k,
                    const lm_tensor *v, const lm__attention_args *args);
   int (*attention_backward)(lm_tensor *grad_q, lm_tensor *grad_k, lm_tensor *grad_v,

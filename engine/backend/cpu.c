@@ -32,6 +32,8 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(rms_norm)
     ENTRY(rms_norm_backward)
     ENTRY(rotary)
+    ENTRY(rotary_norm)
+    ENTRY(rotary_norm_backward)
     ENTRY(attention)
     ENTRY(attention_backward)
     ENTRY(cross_entropy)

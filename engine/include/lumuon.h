@@ -310,6 +310,14 @@ LM_API int lm_rms_norm_backward(lm_tensor **grad_x, const lm_tensor *grad_out, c
 LM_API int lm_rotary(lm_tensor **out, const lm_tensor *x, const lm_tensor *cos_table,
                      const lm_tensor *sin_table, int inverse);
 
+/* lm_rms_norm of lm_rotary of x, in one pass: what queries and keys go through. out may be x;
+ * grad_x may be grad_out. */
+LM_API int lm_rotary_norm(lm_tensor **out, const lm_tensor *x, const lm_tensor *cos_table,
+                          const lm_tensor *sin_table, double eps, double scale);
+LM_API int lm_rotary_norm_backward(lm_tensor **grad_x, const lm_tensor *grad_out,
+                                   const lm_tensor *x, const lm_tensor *cos_table,
+                                   const lm_tensor *sin_table, double eps, double scale);
+
 /* Causal attention with an online softmax (Dao et al. 2022): q (B, T, H, D), k and v
  * (B, T, Hkv, D) with H a multiple of Hkv; out like q; lse f32 (B, H, T). window: a token sees
  * itself and `window` before it; < 0: all. Never stores a T x T matrix. Interrupted, it leaves

@@ -19,6 +19,11 @@ static inline int lm__prepare_activation(const char *op, lm_tensor **out, bool *
   return *fresh ? LM_OK : lm__need_activation(op, "the result", *out);
 }
 
+/* The eps of a norm that names none. */
+static inline double lm__machine_epsilon(int dtype) {
+  return dtype == LM_BF16 ? 0.0078125 : 1.1920928955078125e-07;
+}
+
 /* Refuse a contiguous result that overlaps a contiguous input; with may_be_same the very same
  * elements in the same dtype are fine. */
 static inline int lm__need_apart(const char *op, const lm_tensor *result, const char *name,

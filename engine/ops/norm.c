@@ -10,7 +10,7 @@ static int check_rms_norm(const char *op, const lm_tensor *x, double *eps, doubl
     return lm__fail(LM_EINVAL, "%s: eps must be finite, got %g", op, *eps);
   if (isnan(scale) || isinf(scale))
     return lm__fail(LM_EINVAL, "%s: scale must be finite, got %g", op, scale);
-  if (*eps < 0) *eps = x->dtype == LM_BF16 ? 0.0078125 : 1.1920928955078125e-07;
+  if (*eps < 0) *eps = lm__machine_epsilon(x->dtype);
   return LM_OK;
 }
 

@@ -76,6 +76,20 @@ end, function(node, g)
   return result(C.lm_rotary, raw.contiguous(g).h, node[2].h, node[3].h, 1)
 end)
 
+local rotary_norm = define("rotary_norm", function(_, x, cos, sin, eps, scale)
+  return result(C.lm_rotary_norm, raw.contiguous(x).h, cos.h, sin.h, eps, scale)
+end, function(node, g)
+  return result(C.lm_rotary_norm_backward, raw.contiguous(g).h, raw.contiguous(node[1]).h, node[2].h, node[3].h,
+    node[4], node[5])
+end)
+
+--- rms_norm(rotary(x, cos, sin), eps, scale), what queries and keys go through: on the CPU in one pass.
+function nn.rotary_norm(x, cos, sin, eps, scale)
+  check("rotary_norm", x, cos, sin)
+  if x:device() ~= "cpu" then return nn.rms_norm(nn.rotary(x, cos, sin), eps, scale) end
+  return rotary_norm(x, cos, sin, number("rotary_norm", "eps", eps, -1), number("rotary_norm", "scale", scale, 1))
+end
+
 local boxes = {}
 for i = 1, 3 do boxes[i] = ffi.new("lm_tensor *[1]") end
 
@@ -174,9 +188,10 @@ nn.scaled_add = define("scaled_add", function(_, a, x, b, y)
 end, function(node, g)
   local a, x, b, y = node[1], node[2], node[3], node[4]
   g = raw.contiguous(g)
-  local da, db, dy = tensor.zeros_like(a), tensor.zeros_like(b), tensor.zeros_like(y)
+  local da, db, gathered = tensor.zeros_like(a), tensor.zeros_like(b), gathered_grad(y)
+  local dy = not gathered and y.requires_grad and tensor.zeros_like(y) or nil
   boxes[1][0] = nil
-  call(C.lm_scaled_add_backward, da.h, boxes[1], db.h, dy.h, g.h, a.h, x.h, b.h, y.h)
+  call(C.lm_scaled_add_backward, da.h, boxes[1], db.h, gathered and gathered.h or dy and dy.h, g.h, a.h, x.h, b.h, y.h)
   return da, lib.wrap(boxes[1][0]), db, dy
 end)
 

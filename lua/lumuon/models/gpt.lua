@@ -176,7 +176,10 @@ function gpt.GPT(config)
     model.smear_gate = add("smear_gate.weight", { 1, SMEAR_CHANNELS }, uniform(0, 0.02))
     model.smear_lambda = add("smear_lambda", { 1 }, constant(0))
   end
-  if c.backout then model.backout_lambda = add("backout_lambda", { 1 }, constant(0.2)) end
+  if c.backout then
+    model.backout_lambda = add("backout_lambda", { 1 }, constant(0.2))
+    model.one = tensor.ones(1, { device = c.device })
+  end
   local cos, sin = nn.rotary_tables(c.sequence_len, c.head_dim, c.rotary_base)
   model.cos, model.sin = cos:to(c.device), sin:to(c.device)
   return model
@@ -230,8 +233,8 @@ local function attention(self, block, x, idx, residual)
     local ve = nn.embedding(block.value_embeds, idx, c.vocab_size):to(c.dtype):view(B, T, c.n_kv_head, c.head_dim)
     v = nn.gated_add(v, gate, ve, c.ve_gate_scale)
   end
-  q = nn.rms_norm(nn.rotary(q, self.cos, self.sin), nil, c.qk_scale)
-  k = nn.rms_norm(nn.rotary(k, self.cos, self.sin), nil, c.qk_scale)
+  q = nn.rotary_norm(q, self.cos, self.sin, nil, c.qk_scale)
+  k = nn.rotary_norm(k, self.cos, self.sin, nil, c.qk_scale)
   local y = nn.attention(q, k, v, block.window)
   return nn.linear(y:view(B, T, c.n_embd), block.c_proj, residual)
 end
@@ -263,7 +266,7 @@ local function trunk(self, idx)
     x = mlp(block, nn.rms_norm(x), x)
     if i == math.floor(c.n_layer / 2) + 1 then middle = x end
   end
-  if c.backout then x = x - (middle * self.backout_lambda):to(x:dtype()) end
+  if c.backout then x = nn.scaled_add(self.one, x, -self.backout_lambda, middle) end
   return nn.rms_norm(x)
 end
 
