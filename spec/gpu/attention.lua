@@ -1,6 +1,7 @@
 --- attention and its gradients: tensor cores (bf16) and the plain kernels (f32 and mixtures).
 local lib = require "lumuon.lib"
 local lm = require "lumuon"
+local nn = require "lumuon.nn"
 local devices = require "spec.support.devices"
 local C, ffi = lib.C, lib.ffi
 
@@ -85,6 +86,21 @@ list[#list + 1] = { "nothing to do, and what does not fit", function()
   local three = lm.ones({ 1, 3, 3, 8 }, { device = "cuda" })
   ok, message = pcall(forward, three, q, q, -1, 1)
   assert(not ok and message:find("multiple", 1, true), message)
+end }
+
+list[#list + 1] = { "from indices to a loss through Lua, with the gradient of the table", function()
+  local idx = devices.values({ { 1, 5, 7, 39, 5, 0, 2, 3 } }, "i32")
+  local goal = devices.values({ { 5, 7, 39, 5, 0, 2, 3, -1 } }, "i32")
+  devices.compare({ devices.random("f32", { 40, 64 }), idx, goal }, function(w, i, t)
+    w.requires_grad = true
+    local x = nn.rms_norm(nn.embedding(w, i))
+    local cos, sin = nn.rotary_tables(8, 16, 1e4)
+    local q = nn.rotary(x:view(1, 8, 4, 16), cos:to(w:device()), sin:to(w:device()))
+    local y = nn.attention(q, q, x:view(1, 8, 4, 16), 3):view(1, 8, 64)
+    local loss = nn.cross_entropy(y:softmax():mul(10), t, 40, 15)
+    loss:backward()
+    return loss, w.grad
+  end, 1e-6)
 end }
 
 return list
