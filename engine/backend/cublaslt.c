@@ -39,7 +39,7 @@ enum { WORKSPACE = 32 << 20, PLANS = 1024, PROBES = 8, ALIGNMENT = 256 };
 
 static struct {
   bool tried;
-  char problem[384], text[64];
+  char problem[384], text[448];
   cublasLtHandle_t handle;
   void *workspace;
 #define FIELD(name) __typeof__(name) *name;
@@ -138,7 +138,10 @@ static bool start(void) {
   return !lt.problem[0];
 }
 
-const char *lm__cublaslt_describe(void) { return start() ? lt.text : lt.problem; }
+const char *lm__cublaslt_describe(void) {
+  if (!start()) (void)snprintf(lt.text, sizeof lt.text, "cuBLASLt missing: %s", lt.problem);
+  return lt.text;
+}
 
 /* ---- plans ---- */
 

@@ -29,7 +29,7 @@ typedef struct lm__cuda_product {
 int lm__cuda_multiply(const char *op, const lm__cuda_product *product);
 /* Choose it without launching: whatever can be refused is refused here. */
 int lm__cuda_multiply_prepare(const char *op, const lm__cuda_product *product);
-/* "cuBLASLt 13.0.0", or why there is none. */
+/* "cuBLASLt 13.0.0", or "cuBLASLt missing: ..."; "" in a build without CUDA. */
 const char *lm__cublaslt_describe(void);
 
 #ifdef __cplusplus

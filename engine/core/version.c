@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <string.h>
 
+#include "backend/cublaslt.h"
 #include "lumuon.h"
 
 int lm_abi_version(void) { return LM_ABI_VERSION; }
@@ -23,15 +24,18 @@ int lm_cpu_fast_bf16(void) {
 }
 
 const char *lm_libraries(void) {
-  static char text[256];
+  static char text[768];
   const dnnl_version_t *v = dnnl_version();
-  (void)snprintf(text, sizeof text, "oneDNN %d.%d.%d (%s)\nJansson %s\nOpenMP %d", v->major,
+  const char *products =
+      lm_cuda_problem()[0] ? "" : lm__cublaslt_describe(); /* of a GPU there is */
+  (void)snprintf(text, sizeof text, "oneDNN %d.%d.%d (%s)\nJansson %s\nOpenMP %d%s%s", v->major,
                  v->minor, v->patch, isa_name(dnnl_get_effective_cpu_isa()), JANSSON_VERSION,
 #ifdef _OPENMP
                  _OPENMP
 #else
                  0
 #endif
-  );
+                 ,
+                 products[0] ? "\n" : "", products);
   return text;
 }

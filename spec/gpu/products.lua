@@ -116,6 +116,7 @@ list[#list + 1] = { "without cuBLASLt the message says what to install", functio
     print(select(2, pcall(lm.matmul, a, a)))]])
   devices.with_environment("LUMUON_EMULATED_CUBLASLT", "none", function()
     text = command.run({ "run", script }).out
+    assert.truthy(command.run({ "info" }).out:find("cuBLASLt%s+missing"))
   end)
   command.remove(folder)
   assert.truthy(text:find("libcublasLt.so", 1, true), text)
