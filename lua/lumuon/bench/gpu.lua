@@ -139,7 +139,7 @@ local function measure_training(o, sequence_len)
     "--batch_size=" .. rows, "--vocab_size=" .. o.vocab_size })
   local loss = run.train_step()
   local first = clock() - begun
-  call(C.lm_device_memory, C.LM_CUDA, C.LM_MEMORY_RESET_PEAK)
+  C.lm_device_memory(C.LM_CUDA, C.LM_MEMORY_RESET_PEAK)
   local seconds = timed(o.runs, 1, run.train_step)
   local tokens = rows * sequence_len
   local figures = { depth = o.train_depth, sequence_len = sequence_len, rows = rows, ms = seconds * 1e3,
