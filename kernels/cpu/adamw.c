@@ -53,10 +53,22 @@ static void run(const adamw *a, int i, int64_t first, int64_t last) {
     run_typed(h & 1, h & 2, h & 4, h & 8, element(tp, first), element(tg, first),                  \
               element(tm, first), element(tv, first), last - first, &a->factors);                  \
     break;
-    /* clang-format off */
-    LM__CASE(0) LM__CASE(1) LM__CASE(2) LM__CASE(3) LM__CASE(4) LM__CASE(5) LM__CASE(6) LM__CASE(7)
-    LM__CASE(8) LM__CASE(9) LM__CASE(10) LM__CASE(11) LM__CASE(12) LM__CASE(13) LM__CASE(14) LM__CASE(15)
-    /* clang-format on */
+    LM__CASE(0)
+    LM__CASE(1)
+    LM__CASE(2)
+    LM__CASE(3)
+    LM__CASE(4)
+    LM__CASE(5)
+    LM__CASE(6)
+    LM__CASE(7)
+    LM__CASE(8)
+    LM__CASE(9)
+    LM__CASE(10)
+    LM__CASE(11)
+    LM__CASE(12)
+    LM__CASE(13)
+    LM__CASE(14)
+    LM__CASE(15)
 #undef LM__CASE
     default:
       break;
