@@ -95,20 +95,9 @@ local function train_step(step)
   end)
 end
 
---- Mean loss over all of the held-out text, in nats a byte. Batches are dealt to the ranks; each loss is some rank's
--- and zero on the others, so that the sum over ranks is exact.
+--- Mean loss over all of the held-out text, in nats a byte.
 local function evaluate()
-  return lm.no_grad(lm.scope, function()
-    local batches = data:batches("val", o.batch_size, o.sequence_len)
-    local losses, sum, count = lm.zeros(#batches), 0, 0
-    for i = rank + 1, #batches, ranks do
-      lm.scope(function() losses:select(1, i):fill(model:forward(batches[i].idx, batches[i].targets):item()) end)
-    end
-    for i, loss in ipairs(lm.dist.all_reduce(losses, { label = "losses of the evaluation" }):tolist()) do
-      sum, count = sum + loss * batches[i].count, count + batches[i].count
-    end
-    return sum / count
-  end)
+  return lm.train.mean_loss(model, data:batches("val", o.batch_size, o.sequence_len))
 end
 
 --- A fortune of at most `length` bytes.

@@ -104,12 +104,7 @@ end
 
 --- Mean loss over the first eval_tokens held-out tokens, in nats a token.
 local function evaluate()
-  local sum, count = 0, 0
-  for _, batch in ipairs(data:batches("val", o.device_batch_size, o.sequence_len, o.eval_tokens)) do
-    local loss = lm.no_grad(lm.scope, function() return model:forward(batch.idx, batch.targets):item() end)
-    sum, count = sum + loss * batch.count, count + batch.count
-  end
-  return sum / count
+  return lm.train.mean_loss(model, data:batches("val", o.device_batch_size, o.sequence_len, o.eval_tokens))
 end
 
 local function save()

@@ -2,6 +2,7 @@
 -- clean stops.
 local lib = require "lumuon.lib"
 local clock = require "lumuon.clock"
+local autograd = require "lumuon.autograd"
 local tensor = require "lumuon.tensor"
 local dist = require "lumuon.dist"
 local ffi, raise = lib.ffi, lib.raise
@@ -72,6 +73,24 @@ end
 
 local Log = {}
 Log.__index = Log
+
+--- Mean of model:forward(idx, targets) over a list of { idx, targets, count }, as data:batches gives. Each batch is
+-- some rank's, its loss zero on the others: the sum over ranks is exact, the mean the same bits whatever their
+-- number. Every rank calls it.
+function train.mean_loss(model, batches)
+  return autograd.no_grad(lib.scope, function()
+    local losses, sum, count = tensor.zeros(#batches), 0, 0
+    for i = dist.rank() + 1, #batches, dist.world_size() do
+      lib.scope(function()
+        losses:select(1, i):fill(model:forward(batches[i].idx, batches[i].targets):item())
+      end)
+    end
+    for i, loss in ipairs(dist.all_reduce(losses, { label = "losses of the evaluation" }):tolist()) do
+      sum, count = sum + loss * batches[i].count, count + batches[i].count
+    end
+    return sum / count
+  end)
+end
 
 --- A log of a run; from here on Ctrl-C waits for the end of the step (a second one does not):
 -- train.log{ steps = total, tokens_per_step = B*T, every = 10, out = "folder" or "" }.
