@@ -19,6 +19,20 @@ typedef struct lm__attention_args {
   int64_t window; /* tokens before itself that a token sees; >= T - 1: all */
 } lm__attention_args;
 
+/* A device's copies beside its ops, for the communication thread (comm/staged.c): mark is called by
+ * the thread that issues ops, the rest, but forget, by the one that copies. */
+typedef struct lm__side_copies {
+  int (*mark)(void **mark); /* what has been issued so far */
+  void (*forget)(void *mark);
+  int (*after)(void *mark); /* the copies that follow wait for it */
+  /* Begun, not done: bytes may be 0, the host's memory is pinned. */
+  int (*to_host)(void *host, const void *device, size_t bytes);
+  int (*to_device)(void *device, const void *host, size_t bytes);
+  int (*done)(bool *yes); /* are all copies? */
+  int (*pin)(void **host, size_t bytes);
+  void (*unpin)(void *host);
+} lm__side_copies;
+
 typedef struct lm__backend_table {
   const char *variant;
   /* Memory of a device of its own; NULL on the CPU. read and write copy between it and the host:
@@ -29,6 +43,7 @@ typedef struct lm__backend_table {
   int (*write)(const char *op, void *device, const void *host, size_t bytes);
   int (*synchronize)(void);
   double (*memory)(int what); /* enum lm_memory_what */
+  const lm__side_copies *side;
   int (*guard)(int n, const lm_tensor *const *grads, const char *const *names);
   int (*fill)(lm_tensor *t, double value);
   int (*arange)(lm_tensor *t, double start, double step);

@@ -17,7 +17,8 @@
 enum { RECENT = 8 }; /* launches whose names a fault's message gives */
 
 static struct {
-  bool tried, ready;
+  bool tried, ready, chosen; /* chosen: by lm_cuda_select */
+  int preferred;
   char problem[256]; /* why there is no device */
   char text[512];    /* what lm_cuda_info shows */
   int index, count, processors, capability;
@@ -99,6 +100,7 @@ static bool start(void) {
   if (!gpu.tried) {
     gpu.wait_always = wait_always && strcmp(wait_always, "0") != 0;
     cudaError_t e = cudaGetDeviceCount(&gpu.count);
+    if (e == cudaSuccess && !gpu.chosen && gpu.count > 0) gpu.index = gpu.preferred % gpu.count;
     if (e == cudaSuccess && gpu.index >= gpu.count) e = cudaErrorInvalidDevice;
     if (e == cudaSuccess) e = open_device();
     gpu.ready = e == cudaSuccess;
@@ -135,8 +137,19 @@ int lm_cuda_select(int index) {
                     count == 1 ? "" : " and so on");
   }
   gpu.index = index;
+  gpu.chosen = true;
   if (start()) return LM_OK;
   return lm__fail(LM_EDEVICE, "cuda:%d: %s", index, gpu.problem);
+}
+
+int lm_cuda_prefer(int number) {
+  if (number < 0) return lm__fail(LM_EINVAL, "cuda_prefer: %d is below 0", number);
+  gpu.preferred = number;
+  if (!gpu.tried || !gpu.ready || gpu.chosen || gpu.index == number % gpu.count) return LM_OK;
+  return lm__fail(LM_EDEVICE,
+                  "this process already uses cuda:%d, and as number %d on its machine it should "
+                  "use cuda:%d; choose it before the first tensor lies on a GPU",
+                  gpu.index, number, number % gpu.count);
 }
 
 int lm_cuda_selected(void) { return start() ? gpu.index : -1; }
@@ -240,6 +253,7 @@ static const lm__backend_table table = {
     .write = lm__cuda_write,
     .synchronize = wait_for_all,
     .memory = lm__cuda_memory,
+    .side = &lm__cuda_side,
     .guard = guard,
 #define ENTRY(op) .op = lm__##op##_cuda,
     ENTRY(fill)

@@ -62,6 +62,9 @@ lm__reporter lm__cuda_reporter(void);
  * not 0. */
 int *lm__cuda_skip(void);
 
+/* Copies beside the ops (cuda_side.c). */
+extern const lm__side_copies lm__cuda_side;
+
 #ifdef __cplusplus
 }
 #endif

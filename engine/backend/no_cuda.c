@@ -11,6 +11,10 @@ const char *lm__cublaslt_describe(void) { return ""; }
 const char *lm_cuda_problem(void) {
   return "built without CUDA (install NVIDIA's toolkit, then build again)";
 }
+int lm_cuda_prefer(int number) {
+  (void)number;
+  return LM_OK;
+}
 int lm_cuda_select(int index) {
   return lm__fail(LM_EDEVICE, "cuda:%d: %s", index, lm_cuda_problem());
 }

@@ -129,7 +129,7 @@ static int wait_all(const lm__collective *c, batch *b, double deadline) {
 
 typedef struct header {
   int64_t count;
-  int32_t kind, op, dtype, root;
+  int32_t kind, op, dtype, root, device, unused;
   char label[LM__LABEL];
 } header;
 
@@ -139,19 +139,25 @@ static const char *describe(const header *h, char *text, size_t bytes) {
   if (h->kind == LM__BARRIER)
     (void)snprintf(text, bytes, "barrier '%s'", h->label);
   else
-    (void)snprintf(text, bytes, "%s%s%s '%s' of %lld %s%s%.0d", lm__collective_name(h->kind),
-                   reduces ? " " : "",
-                   reduces && h->op >= 0 && h->op < LM_DIST_OPS ? ops[h->op] : "", h->label,
-                   (long long)h->count, lm_dtype_name(h->dtype) ? lm_dtype_name(h->dtype) : "?",
-                   h->kind == LM__BROADCAST || h->kind == LM__GATHER ? ", root " : "",
-                   h->kind == LM__BROADCAST || h->kind == LM__GATHER ? h->root : 0);
+    (void)snprintf(
+        text, bytes, "%s%s%s '%s' of %lld %s%s%s%s%.0d", lm__collective_name(h->kind),
+        reduces ? " " : "", reduces && h->op >= 0 && h->op < LM_DIST_OPS ? ops[h->op] : "",
+        h->label, (long long)h->count, lm_dtype_name(h->dtype) ? lm_dtype_name(h->dtype) : "?",
+        h->device == LM_CPU ? "" : " on ",
+        h->device != LM_CPU && lm_device_name(h->device) ? lm_device_name(h->device) : "",
+        h->kind == LM__BROADCAST || h->kind == LM__GATHER ? ", root " : "",
+        h->kind == LM__BROADCAST || h->kind == LM__GATHER ? h->root : 0);
   return text;
 }
 
 /* Every rank learns that every other is in the same collective. */
 static int meet(const lm__collective *c, double deadline) {
-  header mine = {
-      .count = c->count, .kind = c->kind, .op = c->op, .dtype = c->dtype, .root = c->root};
+  header mine = {.count = c->count,
+                 .kind = c->kind,
+                 .op = c->op,
+                 .dtype = c->dtype,
+                 .root = c->root,
+                 .device = c->device};
   batch b = {0};
   int status = LM_OK;
   memcpy(mine.label, c->label, sizeof mine.label);
@@ -352,7 +358,6 @@ static void stop(void) {
 static void abort_job(int code) { via->abort(code); }
 
 static lm__comm_table table = {
-    .device = LM_CPU,
     .start = start,
     .stop = stop,
     .abort = abort_job,

@@ -1,10 +1,10 @@
 /* Collectives: what a transport implements, and the queue that runs them.
  *
  * lm_dist_* (dist.c) checks its arguments and makes a lm_work; the communication thread (queue.c)
- * takes works in the order they were issued, the same on every rank, and hands each to the table of
- * its tensors' device. A table's functions block until the collective is done, and are called from
- * the communication thread only: for MPI that thread is the one that called MPI_Init, for a GPU it
- * is the one that launches on a stream of its own and polls an event.
+ * takes works in the order they were issued, the same on every rank, and hands each to the table; a
+ * GPU's tensors go through the host's memory (staged.c). A table's functions block until the
+ * collective is done, and are called from the communication thread only: for MPI that thread is the
+ * one that called MPI_Init.
  */
 #ifndef LM_COMM_COMM_H
 #define LM_COMM_COMM_H
@@ -26,7 +26,7 @@ enum lm__collective_kind {
 enum { LM__LABEL = 64 };
 
 typedef struct lm__collective {
-  int kind, op, dtype, root;
+  int kind, op, dtype, root, device;
   int64_t count; /* elements of data */
   char *data;    /* in place; gather: what this rank gives */
   char *out;     /* gather on root: world_size * count elements */
@@ -35,7 +35,6 @@ typedef struct lm__collective {
 
 typedef struct lm__comm_table {
   const char *name;
-  int device;
   /* The communication thread's first and last calls. start sets rank and world size; `deadline`
    * (lm__clock) is when to give up. */
   int (*start)(int *rank, int *world_size, double deadline);
@@ -59,6 +58,14 @@ extern double lm__wire_bytes;
 /* Says which collective waits for whom, and ends the job. arrived: a flag a rank. */
 _Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
                                   int world_size);
+
+/* staged.c. mark: what the GPU had been given when c was issued; NULL for the CPU's tensors. */
+int lm__staged_mark(const lm__collective *c, void **mark);
+void lm__staged_forget(const lm__collective *c, void *mark);
+/* Run c by the table's collectives of the host's memory. */
+int lm__staged_run(const lm__comm_table *table, const lm__collective *c, void *mark, int rank,
+                   int size, double deadline);
+void lm__staged_stop(void);
 
 /* queue.c */
 struct lm_work;

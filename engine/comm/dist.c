@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backend/backend.h"
 #include "comm/transport.h"
 #include "core/error.h"
 
@@ -85,10 +86,9 @@ void lm_dist_abort(int code) {
 
 static int need(const char *op, const lm_tensor *t) {
   if (!t) return lm__fail(LM_EINVAL, "%s: the tensor is missing or was freed", op);
-  if (t->device != lm__queue_table()->device)
-    return lm__fail(LM_EDEVICE, "%s: the tensor lies on %s, and %s moves tensors on %s", op,
-                    lm_device_name(t->device), lm__queue_table()->name,
-                    lm_device_name(lm__queue_table()->device));
+  if (t->device != LM_CPU && !lm__backend(t->device)->side)
+    return lm__fail(LM_EDEVICE, "%s: no collectives of tensors on %s", op,
+                    lm_device_name(t->device));
   LM__TRY(lm__need_writable(op, t));
   return lm__need_contiguous(op, "the tensor", t);
 }
@@ -116,9 +116,10 @@ static int need_root(const char *op, int root) {
 }
 
 static lm__collective describe(int kind, const lm_tensor *t, int op, int root, const char *label) {
-  lm__collective c = {.kind = kind, .op = op, .root = root, .dtype = -1};
+  lm__collective c = {.kind = kind, .op = op, .root = root, .dtype = -1, .device = LM_CPU};
   if (t) {
     c.dtype = t->dtype;
+    c.device = t->device;
     c.count = lm__numel(t);
     c.data = lm__data(t);
   }
@@ -166,6 +167,9 @@ int lm_dist_gather(lm_work **out, lm_tensor *whole, const lm_tensor *part, int r
   LM__TRY(need_root("gather", root));
   if (receives) {
     LM__TRY(need("gather", whole));
+    if (whole->device != part->device)
+      return lm__fail(LM_EDEVICE, "gather: the part lies on %s, the whole on %s",
+                      lm_device_name(part->device), lm_device_name(whole->device));
     if (whole->dtype != part->dtype || lm__numel(whole) != lm__numel(part) * world_size)
       return lm__fail(LM_ESHAPE, "gather: %s does not hold %d times %s", lm__describe(whole),
                       world_size, lm__describe(part));

@@ -24,6 +24,7 @@ enum { EXIT_TIMED_OUT = 75, MESSAGE = 512 };
 struct lm_work {
   lm__collective c;
   lm__storage *held[2];
+  void *mark; /* see lm__staged_mark */
   struct lm_work *next;
   int owners;     /* under lock */
   bool done;      /* under lock */
@@ -109,13 +110,15 @@ static void run(struct lm_work *w, double limit, double per_byte) {
                    lm__collective_name(w->c.kind), w->c.label, failure);
   } else {
     current_limit = limit;
-    w->status = table->run[w->c.kind](&w->c, begun + limit);
+    w->status =
+        lm__staged_run(table, &w->c, w->mark, lm_dist_rank(), lm_dist_world_size(), begun + limit);
     if (w->status) {
       (void)snprintf(w->message, sizeof w->message, "%s", lm_last_error());
       (void)snprintf(failure, sizeof failure, "%s", w->message);
       failure_status = w->status;
     }
   }
+  lm__staged_forget(&w->c, w->mark);
   if (per_byte > 0) sleep_for((lm__wire_bytes - wire) * per_byte);
   w->seconds = lm__clock() - begun;
 }
@@ -190,6 +193,7 @@ static void *main_loop(void *unused) {
   (void)pthread_mutex_unlock(&lock);
   set_urgent(false);
   if (!status) table->stop();
+  lm__staged_stop();
   return NULL;
 }
 
@@ -261,6 +265,11 @@ int lm__queue_issue(struct lm_work **out, const lm__collective *c, lm__storage *
   *out = NULL;
   if (!w)
     return lm__fail(LM_ENOMEM, "%s: out of memory for a handle", lm__collective_name(c->kind));
+  const int status = lm__staged_mark(c, &w->mark);
+  if (status) {
+    free(w);
+    return status;
+  }
   w->c = *c;
   w->held[0] = a;
   w->held[1] = b;

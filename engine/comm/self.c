@@ -27,7 +27,6 @@ static int gather(const lm__collective *c, double deadline) {
 
 const lm__comm_table lm__comm_self = {
     .name = "self",
-    .device = LM_CPU,
     .start = start,
     .stop = stop,
     .abort = abort_job,

@@ -106,6 +106,8 @@ LM_API const char *lm_cuda_info(void);
 LM_API const char *lm_cuda_problem(void);
 /* Choose the GPU by its index, before the first tensor lies there. */
 LM_API int lm_cuda_select(int index);
+/* Which it is unless one is chosen: number, divided by how many there are, leaves its index. */
+LM_API int lm_cuda_prefer(int number);
 /* Wait until a device has done all it was given. What went wrong there is told here, or by the next
  * call that needs a number from it: a kernel's fault, an index out of range, a NaN in a gradient.
  */

@@ -57,7 +57,17 @@ local function check_options(name, options)
   return options
 end
 
+local said_staged = false
+
+--- Rank 0 says once how tensors of GPUs travel.
+local function say_staged(t)
+  if said_staged or C.lm_tensor_device(t.h) == C.LM_CPU or C.lm_dist_world_size() == 1 then return end
+  said_staged = true
+  if C.lm_dist_rank() == 0 then io.stderr:write("lumuon: GPU tensors: staged through the host\n") end
+end
+
 local function issue(f, t, options, ...)
+  if t then say_staged(t) end
   call(f, box, ...)
   local handle = setmetatable({ work = ffi.gc(box[0], C.lm_work_free), tensor = t, finished = false }, Handle)
   if options.async then return handle end
@@ -179,10 +189,12 @@ end
 
 local hash_box = ffi.new("uint64_t[1]")
 
---- A tensor's hash as 16 hex digits.
+--- A tensor's hash as 16 hex digits, the same on every device.
 function dist.hash(t)
-  call(C.lm_hash, hash_box, t.h)
-  return (bit.tohex(hash_box[0], 16))
+  return lib.scope(function()
+    call(C.lm_hash, hash_box, t:detach():to("cpu").h)
+    return (bit.tohex(hash_box[0], 16))
+  end)
 end
 
 -- ---- the world --------------------------------------------------------------------------------------------
@@ -251,8 +263,8 @@ end
 
 --- Find the other ranks, if this process was launched as one of several; sets the number of threads from
 -- the cores this rank may use (unless OMP_NUM_THREADS is set). options: timeout = seconds a collective
--- may take (600), start_timeout = seconds until every rank is there (300). Returns rank and world size. A
--- second call only sets the timeout.
+-- may take (600), start_timeout = seconds until every rank is there (300). Of several GPUs it takes the
+-- local rank's. Returns rank and world size. A second call only sets the timeout.
 function dist.init(options)
   options = options or {}
   for name in pairs(options) do
@@ -297,6 +309,7 @@ function dist.init(options)
     dist.agree("what they run", program())
     set_threads()
   end)
+  call(C.lm_cuda_prefer, local_rank)
   return dist.rank(), dist.world_size()
 end
 

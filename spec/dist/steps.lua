@@ -5,6 +5,7 @@ local lm = require "lumuon"
 local o = lm.options {
   steps = 20, first = 0, integer = true, scale = 1.0, blocks = "", out = "", load = "", poison = -1, timeout = 60.0,
   precision = "f32", values = "", shift = 0, odd_lr = -1, odd_shape = -1, odd_order = -1, die = -1, at = "", audit = -1,
+  device = "cpu",
 }
 local rank, size = lm.dist.init { timeout = o.timeout }
 if not os.getenv("OMP_NUM_THREADS") then lm.set_threads(1) end
@@ -15,7 +16,7 @@ local shapes = { { "a", { 24, 16 }, 5 }, { "one", { 12, 40 }, 1 }, { "wide", { 6
 local model, groups = {}, {}
 local generator = lm.Generator(7)
 local function parameter(name, sizes, dtype)
-  local p = lm.parameter(lm.randn(sizes, { generator = generator, std = 0.5 }):to(dtype or "f32"), name)
+  local p = lm.parameter(lm.randn(sizes, { generator = generator, std = 0.5 }):to(dtype or "f32"):to(o.device), name)
   model[#model + 1] = p
   return p
 end
@@ -75,7 +76,7 @@ local function set_gradients(step)
       -- shares +pair, -pair, ... and 0 for an odd one out
       if not o.integer and p:dtype() == "bf16" then pair:zero() end -- sums in bf16 would not cancel
       local sign = (size % 2 == 1 and rank == size - 1) and 0 or (rank % 2 == 0 and 1 or -1)
-      p.grad:copy(base + sign * pair)
+      p.grad:copy((base + sign * pair):to(o.device))
     end)
   end
 end

@@ -18,13 +18,14 @@ typedef struct block {
 
 enum { ALIGNMENT = 16, CANARY = 0xA5, UNSET = 0xFF }; /* bytes of 0xFF are NaNs in floats */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static char *arena, *arena_end, *next_pages;
 static block *blocks, *pinned;
 static size_t n_blocks, room, n_pinned, pinned_room;
 static size_t used, used_high, reserved, reserved_high;
 static int key = -1;
 static _Thread_local int depth;
+static int openers; /* threads, where there are no protection keys */
 
 double lm_emulated_setting(const char *name, double otherwise) {
   const char *text = getenv(name);
@@ -60,16 +61,24 @@ void lm_emulated_open(void) {
     (void)pkey_set(key, 0);
     return;
   }
-  for (size_t i = 0; i < n_blocks; i++) protect(&blocks[i], true);
+  (void)pthread_mutex_lock(&lock);
+  if (openers++ == 0)
+    for (size_t i = 0; i < n_blocks; i++) protect(&blocks[i], true);
+  (void)pthread_mutex_unlock(&lock);
 }
 
 void lm_emulated_close_all(void) {
+  const bool was_open = depth > 0;
   depth = 0;
   if (key >= 0) {
     (void)pkey_set(key, PKEY_DISABLE_ACCESS);
     return;
   }
-  for (size_t i = 0; i < n_blocks; i++) protect(&blocks[i], false);
+  if (!was_open) return;
+  (void)pthread_mutex_lock(&lock);
+  if (--openers == 0)
+    for (size_t i = 0; i < n_blocks; i++) protect(&blocks[i], false);
+  (void)pthread_mutex_unlock(&lock);
 }
 
 void lm_emulated_close(void) {
@@ -143,7 +152,7 @@ static cudaError_t allocate(void **p, size_t bytes) {
   memset(b.pages, CANARY, page_bytes);
   memset(b.data, UNSET, bytes);
   lm_emulated_close();
-  if (depth == 0) protect(&b, false);
+  if (openers == 0) protect(&b, false);
   blocks[n_blocks++] = b;
   used += bytes;
   if (used > used_high) used_high = used;

@@ -143,7 +143,7 @@ local function large_tensor(slot, j)
   local p, size = slot.params[j], dist.world_size()
   local numel = p:numel()
   local slice = math.ceil(numel / size / ALIGN) * ALIGN
-  local first, like = dist.rank() * slice + 1, { dtype = p:dtype() }
+  local first, like = dist.rank() * slice + 1, { dtype = p:dtype(), device = p:device() }
   local large = { numel = numel, slice = slice, first = first,
     bank = tensor.zeros({ slice * size }, like), grad_bank = tensor.zeros({ slice * size }, like),
     exp_avg = tensor.zeros({ slice }, like), exp_avg_sq = tensor.zeros({ slice }, like) }
@@ -154,14 +154,15 @@ local function large_tensor(slot, j)
     params = { p }, param = large.bank, grad = large.grad_bank, update = adamw_update(slot, pieces) }
 end
 
---- One gradient buffer for all small AdamW tensors of a dtype.
-local function small_unit(dtype, members)
+--- One gradient buffer for all small AdamW tensors of a dtype on a device.
+local function small_unit(members)
   local numel, grads, at, params = 0, {}, 1, {}
+  local first = members[1].p
   for i, m in ipairs(members) do
     numel = numel + m.p:numel()
     params[i] = m.p
   end
-  local buffer, updates = tensor.zeros({ numel }, { dtype = dtype }), {}
+  local buffer, updates = tensor.zeros({ numel }, { dtype = first:dtype(), device = first:device() }), {}
   for _, m in ipairs(members) do
     local n = m.p:numel()
     grads[m.p] = buffer:narrow(1, at, n):view(m.p:size())
@@ -175,6 +176,10 @@ end
 
 local function is_small(p) return p:numel() < SMALL end
 
+--- Small tensors of one lot have their gradients in one buffer.
+local function lot_of(p) return p:dtype() .. " " .. p:device() end
+local lots = { "f32 cpu", "bf16 cpu", "f32 cuda", "bf16 cuda" }
+
 local function adamw_units(slot, small, units)
   slot.state, slot.large, slot.scratch = {}, {}, 0
   for j, p in ipairs(slot.params) do
@@ -187,19 +192,19 @@ local function adamw_units(slot, small, units)
   end
   banks.settle(slot, function(j)
     local p, large = slot.params[j], slot.large[j]
-    if not large then return nil, small[p:dtype()].grads[p] end
+    if not large then return nil, small[lot_of(p)].grads[p] end
     local function view(bank) return bank:narrow(1, 1, large.numel):view(p:size()) end
     return view(large.bank), view(large.grad_bank)
   end)
-  local pieces = {} -- this group's small ones, a list for each dtype
+  local pieces = {} -- this group's small ones, a list for each lot
   for j, p in ipairs(slot.params) do
     if is_small(p) then
-      local dtype = p:dtype()
-      pieces[dtype] = pieces[dtype] or {}
-      table.insert(pieces[dtype], { p, slot.grads[j], slot.state[j].exp_avg, slot.state[j].exp_avg_sq })
+      local lot = lot_of(p)
+      pieces[lot] = pieces[lot] or {}
+      table.insert(pieces[lot], { p, slot.grads[j], slot.state[j].exp_avg, slot.state[j].exp_avg_sq })
     end
   end
-  for dtype, list in pairs(pieces) do table.insert(small[dtype].unit.updates, adamw_update(slot, list)) end
+  for lot, list in pairs(pieces) do table.insert(small[lot].unit.updates, adamw_update(slot, list)) end
 end
 
 -- ---- making it -----------------------------------------------------------------------------------------------
@@ -272,16 +277,16 @@ function sharded.set_up(opt)
   for _, slot in ipairs(opt.slots) do
     for _, p in ipairs(slot.kind == "adamw" and slot.params or {}) do
       if is_small(p) then
-        local dtype = p:dtype()
-        small[dtype] = small[dtype] or { members = {} }
-        table.insert(small[dtype].members, { p = p })
+        local lot = lot_of(p)
+        small[lot] = small[lot] or { members = {} }
+        table.insert(small[lot].members, { p = p })
       end
     end
   end
-  for _, dtype in ipairs { "f32", "bf16" } do
-    if small[dtype] then
-      small[dtype].unit, small[dtype].grads = small_unit(dtype, small[dtype].members)
-      units[#units + 1] = small[dtype].unit
+  for _, lot in ipairs(lots) do
+    if small[lot] then
+      small[lot].unit, small[lot].grads = small_unit(small[lot].members)
+      units[#units + 1] = small[lot].unit
     end
   end
   for _, slot in ipairs(opt.slots) do
@@ -334,7 +339,7 @@ end
 local function gathered(part, label)
   local sizes, whole = part:size(), nil
   sizes[1] = sizes[1] * dist.world_size()
-  if dist.rank() == 0 then whole = tensor.empty(sizes, { dtype = part:dtype() }) end
+  if dist.rank() == 0 then whole = tensor.empty(sizes, { dtype = part:dtype(), device = part:device() }) end
   dist.gather(part, whole, { label = label })
   return whole
 end
