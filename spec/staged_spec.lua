@@ -1,10 +1,11 @@
---- Several processes with tensors on GPUs, emulated ones too: collectives by way of the host's memory.
+--- Several processes with tensors on GPUs, emulated ones too: collectives by way of the host's memory, and between
+-- GPUs by NCCL, where every rank has its own (emulated: a stand-in between processes).
 local command = dofile("spec/command.lua")
 local mpi = dofile("spec/dist/mpi.lua")
 local processes = dofile("spec/dist/processes.lua")
 local devices = require "spec.support.devices"
 
-local SAID = "GPU tensors: staged through the host"
+local SAID = "GPU tensors: staged through the host %(ranks 0 and 1 share a GPU%)"
 
 describe("tensors on a GPU, of several processes, #gpu", function()
   local folder
@@ -44,13 +45,39 @@ describe("tensors on a GPU, of several processes, #gpu", function()
     assert.equal(1, count(r.err, SAID), r.err)
   end)
 
-  on_gpu("lie on the local rank's", false, function()
+  local function with_gpus(n, f)
     if not devices.emulated() then pending("needs a build with -DLUMUON_CUDA=emulated") end
-    devices.with_environment("LUMUON_EMULATED_DEVICES", "2", function()
+    devices.with_environment("LUMUON_EMULATED_DEVICES", tostring(n), f)
+  end
+
+  on_gpu("lie on the local rank's", false, function()
+    with_gpus(2, function()
       local r = ended_well(over_tcp(3, "staged"))
       assert.matches("ok 0 on cuda:0", r.err)
       assert.matches("ok 1 on cuda:1", r.err)
       assert.matches("ok 2 on cuda:0", r.err)
+      assert.matches("staged through the host %(ranks 0 and 2 share a GPU%)", r.err)
+    end)
+  end)
+
+  on_gpu("travel by NCCL where each rank has a GPU of its own", true, function()
+    with_gpus(3, function()
+      for _, r in ipairs { mpi.script(2, "staged"), mpi.script(3, "staged"), over_tcp(2, "staged") } do
+        ended_well(r)
+        assert.matches("ok 1 on cuda:1", r.err)
+        assert.equal(1, count(r.err, "GPU tensors: NCCL 2%.28%.0"), r.err)
+      end
+      local r = over_tcp(2, "staged", { "--what=mixed" })
+      assert.not_equal(0, r.code)
+      assert.matches("'eight' of 8 f32 on cuda", r.err)
+    end)
+  end)
+
+  on_gpu("travel through the host where a rank has no NCCL", false, function()
+    with_gpus(2, function()
+      devices.with_environment("LUMUON_NCCL", "none", function()
+        assert.matches("staged through the host %(rank 0 has no NCCL%)", ended_well(over_tcp(2, "staged")).err)
+      end)
     end)
   end)
 
@@ -71,6 +98,13 @@ describe("tensors on a GPU, of several processes, #gpu", function()
     assert.matches("audit same", two.out)
     assert.equal(one, hash(over_tcp(2, "steps", steps)))
     assert.equal(one, hash(mpi.script(3, "steps", steps)))
+    if devices.emulated() then
+      with_gpus(2, function()
+        two = mpi.script(2, "steps", steps)
+        assert.equal(one, hash(two))
+        assert.matches("GPU tensors: NCCL", two.err)
+      end)
+    end
   end)
 
   on_gpu("save a state that any number of processes, and the CPU, go on with", true, function()

@@ -31,6 +31,7 @@ typedef struct lm__side_copies {
   int (*done)(bool *yes); /* are all copies? */
   int (*pin)(void **host, size_t bytes);
   void (*unpin)(void *host);
+  const struct lm__gpu_links *links; /* comm/comm.h */
 } lm__side_copies;
 
 typedef struct lm__backend_table {

@@ -64,6 +64,9 @@ int *lm__cuda_skip(void);
 
 /* Copies beside the ops (cuda_side.c). */
 extern const lm__side_copies lm__cuda_side;
+/* Their stream; and after something else was put on it: done() tells when that is done. */
+cudaStream_t lm__cuda_side_stream(void);
+int lm__cuda_side_finish(void);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
  * the stream of the ops had been given when a mark was made. Errors do not go through
  * lm__cuda_check: it is the other thread's, which finds the same fault with all that it knows. */
 #include "backend/cuda.h"
+#include "comm/comm.h"
 #include "core/error.h"
 
 static struct {
@@ -75,4 +76,8 @@ static void unpin(void *host) {
   if (host) (void)cudaFreeHost(host);
 }
 
-const lm__side_copies lm__cuda_side = {mark, forget, after, to_host, to_device, done, pin, unpin};
+cudaStream_t lm__cuda_side_stream(void) { return side.stream; }
+int lm__cuda_side_finish(void) { return check(cudaEventRecord(side.copied, side.stream)); }
+
+const lm__side_copies lm__cuda_side = {mark, forget, after, to_host,  to_device,
+                                       done, pin,    unpin, &lm__nccl};

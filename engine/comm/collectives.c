@@ -362,6 +362,7 @@ static lm__comm_table table = {
     .stop = stop,
     .abort = abort_job,
     .run = {barrier, all_reduce, reduce_scatter, all_gather, broadcast, gather},
+    .meet = meet,
 };
 
 const lm__comm_table *lm__comm_over(const lm__transport *transport) {

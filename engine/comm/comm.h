@@ -2,9 +2,9 @@
  *
  * lm_dist_* (dist.c) checks its arguments and makes a lm_work; the communication thread (queue.c)
  * takes works in the order they were issued, the same on every rank, and hands each to the table; a
- * GPU's tensors go through the host's memory (staged.c). A table's functions block until the
- * collective is done, and are called from the communication thread only: for MPI that thread is the
- * one that called MPI_Init.
+ * GPU's tensors go by NCCL or through the host's memory (staged.c). A table's functions block until
+ * the collective is done, and are called from the communication thread only: for MPI that thread is
+ * the one that called MPI_Init.
  */
 #ifndef LM_COMM_COMM_H
 #define LM_COMM_COMM_H
@@ -45,6 +45,8 @@ typedef struct lm__comm_table {
    * are in: a rank that is in another is an error that names both. Past `deadline`:
    * lm__comm_timed_out. */
   int (*run[LM__COLLECTIVES])(const lm__collective *c, double deadline);
+  /* That part of it alone. */
+  int (*meet)(const lm__collective *c, double deadline);
 } lm__comm_table;
 
 extern const lm__comm_table lm__comm_self;
@@ -58,6 +60,20 @@ extern double lm__wire_bytes;
 /* Says which collective waits for whom, and ends the job. arrived: a flag a rank. */
 _Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
                                   int world_size);
+
+/* Collectives between GPUs (nccl.c), launched on the stream of the device's side copies. */
+enum { LM__UNIQUE = 128 };
+typedef struct lm__gpu_links {
+  const char *(*name)(void);
+  /* Which GPU this is, the same text for the same one; false: there are no links here. */
+  bool (*describe)(char *gpu, size_t size);
+  int (*unique)(char *id); /* on rank 0, for everybody's start; LM__UNIQUE bytes */
+  int (*start)(const char *id, int rank, int size, double deadline);
+  int (*launch)(const lm__collective *c, int rank, int size, double deadline);
+  int (*trouble)(void); /* asked while a collective runs */
+  void (*stop)(bool well);
+} lm__gpu_links;
+extern const lm__gpu_links lm__nccl;
 
 /* staged.c. mark: what the GPU had been given when c was issued; NULL for the CPU's tensors. */
 int lm__staged_mark(const lm__collective *c, void **mark);

@@ -31,4 +31,5 @@ const lm__comm_table lm__comm_self = {
     .stop = stop,
     .abort = abort_job,
     .run = {nothing, nothing, nothing, nothing, nothing, gather},
+    .meet = nothing,
 };

@@ -1,7 +1,11 @@
-/* Collectives of tensors in a GPU's memory by way of the host's: to pinned memory, once the device
- * has computed what was asked of it before the collective, the CPU's collective there, and back.
- * Only what a rank gives goes one way, and what it gets the other. */
+/* Collectives of tensors in a GPU's memory, once the device has computed what was asked of it
+ * before the collective: between the GPUs, where every rank has one of its own and NCCL; else by
+ * way of the host's memory: to pinned memory, the CPU's collective there, and back. Only what a
+ * rank gives goes one way, and what it gets the other. Which it is the ranks find out at the first
+ * of them. */
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "backend/backend.h"
@@ -15,6 +19,7 @@ typedef struct range {
 static const lm__side_copies *side;
 static char *pinned; /* kept from one collective to the next */
 static size_t pinned_bytes;
+static bool decided, linked;
 
 static int room(size_t bytes) {
   if (bytes <= pinned_bytes) return LM_OK;
@@ -32,6 +37,7 @@ static int settle(double deadline) {
     bool done = false;
     LM__TRY(side->done(&done));
     if (done) return LM_OK;
+    if (linked) LM__TRY(side->links->trouble());
     if (lm__clock() > deadline)
       return lm__fail(LM_EDEVICE, "the GPU has not finished what it was given before this");
     (void)nanosleep(&nap, NULL);
@@ -69,6 +75,77 @@ static int exchange(const lm__comm_table *table, const lm__collective *c, void *
   return settle(deadline);
 }
 
+/* ---- between GPUs ---- */
+
+enum { CARD = 128 }; /* bytes that a rank says of itself: its GPU, nothing: none with links */
+
+/* Why not all ranks have a GPU of their own and links; "" if they have. */
+static void look_at(const char *cards, int size, char *why, size_t room_for) {
+  why[0] = 0;
+  for (int r = 0; r < size; r++) {
+    const char *own = cards + (size_t)r * CARD;
+    if (!*own) {
+      (void)snprintf(why, room_for, "rank %d has no NCCL", r);
+      return;
+    }
+    for (int q = 0; q < r; q++)
+      if (strcmp(own, cards + (size_t)q * CARD) == 0) {
+        (void)snprintf(why, room_for, "ranks %d and %d share a GPU", q, r);
+        return;
+      }
+  }
+}
+
+static int decide(const lm__comm_table *table, int rank, int size, double deadline) {
+  char why[96], id[LM__UNIQUE] = "";
+  char *cards = calloc((size_t)size, CARD), *own = cards ? cards + (size_t)rank * CARD : NULL;
+  if (!cards) return lm__fail(LM_ENOMEM, "dist: out of memory for %d ranks' GPUs", size);
+  if (!side->links->describe(own, CARD)) own[0] = 0;
+  const lm__collective all = {.kind = LM__ALL_GATHER,
+                              .dtype = LM_U8,
+                              .device = LM_CPU,
+                              .count = (int64_t)size * CARD,
+                              .data = cards,
+                              .label = "GPUs"};
+  const int status = table->run[LM__ALL_GATHER](&all, deadline);
+  if (status == LM_OK) look_at(cards, size, why, sizeof why);
+  free(cards);
+  LM__TRY(status);
+  linked = !why[0];
+  if (linked) {
+    const lm__collective told = {.kind = LM__BROADCAST,
+                                 .dtype = LM_U8,
+                                 .device = LM_CPU,
+                                 .count = LM__UNIQUE,
+                                 .data = id,
+                                 .label = "NCCL's id"};
+    if (rank == 0) LM__TRY(side->links->unique(id));
+    LM__TRY(table->run[LM__BROADCAST](&told, deadline));
+    LM__TRY(side->links->start(id, rank, size, deadline));
+  }
+  if (rank == 0 && linked)
+    (void)fprintf(stderr, "lumuon: GPU tensors: %s\n", side->links->name());
+  else if (rank == 0)
+    (void)fprintf(stderr, "lumuon: GPU tensors: staged through the host (%s)\n", why);
+  decided = true;
+  return LM_OK;
+}
+
+static int between_gpus(const lm__comm_table *table, const lm__collective *c, void *mark, int rank,
+                        int size, double deadline) {
+  LM__TRY(table->meet(c, deadline));
+  LM__TRY(side->after(mark));
+  int status = side->links->launch(c, rank, size, deadline);
+  if (status == LM_OK) status = settle(deadline);
+  if (status) { /* the device may be waiting for the others */
+    char why[300];
+    (void)snprintf(why, sizeof why, "%s", lm_last_error());
+    side->links->stop(false);
+    return lm__fail(status, "%s", why);
+  }
+  return LM_OK;
+}
+
 int lm__staged_mark(const lm__collective *c, void **mark) {
   *mark = NULL;
   if (c->device == LM_CPU) return LM_OK;
@@ -84,15 +161,23 @@ int lm__staged_run(const lm__comm_table *table, const lm__collective *c, void *m
   if (c->device == LM_CPU || c->count == 0 || (size == 1 && c->kind != LM__GATHER))
     return table->run[c->kind](c, deadline);
   side = lm__backend(c->device)->side;
-  const int status = exchange(table, c, mark, rank, size, deadline);
+  int status = LM_OK;
+  if (size > 1 && !decided) {
+    status = table->meet(c, deadline);
+    if (status == LM_OK) status = side->after(mark);
+    if (status == LM_OK) status = decide(table, rank, size, deadline);
+  }
+  if (status == LM_OK)
+    status = (linked ? between_gpus : exchange)(table, c, mark, rank, size, deadline);
   if (status != LM_EDEVICE && status != LM_ENOMEM) return status;
   char why[300];
   (void)snprintf(why, sizeof why, "%s", lm_last_error());
-  return lm__fail(status, "%s of '%s' by way of the host: %s", lm__collective_name(c->kind),
-                  c->label, why);
+  return lm__fail(status, "%s of '%s' on the GPU: %s", lm__collective_name(c->kind), c->label, why);
 }
 
 void lm__staged_stop(void) {
+  if (linked) side->links->stop(true);
+  decided = linked = false;
   if (pinned) side->unpin(pinned);
   pinned = NULL;
   pinned_bytes = 0;

@@ -57,17 +57,7 @@ local function check_options(name, options)
   return options
 end
 
-local said_staged = false
-
---- Rank 0 says once how tensors of GPUs travel.
-local function say_staged(t)
-  if said_staged or C.lm_tensor_device(t.h) == C.LM_CPU or C.lm_dist_world_size() == 1 then return end
-  said_staged = true
-  if C.lm_dist_rank() == 0 then io.stderr:write("lumuon: GPU tensors: staged through the host\n") end
-end
-
 local function issue(f, t, options, ...)
-  if t then say_staged(t) end
   call(f, box, ...)
   local handle = setmetatable({ work = ffi.gc(box[0], C.lm_work_free), tensor = t, finished = false }, Handle)
   if options.async then return handle end

@@ -81,6 +81,11 @@ static cudaError_t driver(void) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int device) {
+  if (sticky) return sticky;
+  (void)snprintf(text, (size_t)size, "0000:%02x:00.0", (unsigned)device + 1);
+  return cudaSuccess;
+}
 cudaError_t cudaDriverGetVersion(int *version) {
   const char *text = getenv("LUMUON_EMULATED_DRIVER");
   *version = text && strcmp(text, "none") == 0  ? 0
