@@ -4,6 +4,7 @@ local lib = require "lumuon.lib"
 local tuning = require "lumuon.tuning"
 local golden = dofile "spec/support/golden.lua"
 local support = dofile "spec/support/muon.lua"
+local engine = dofile "spec/support/engine.lua"
 local ffi, C = lib.ffi, lib.C
 local polar = lm.optim.polar_express
 
@@ -210,5 +211,15 @@ describe("Muon's paths", function()
       assert.truthy(found:find(message, 1, true), found)
     end
     assert.is_true(C.lm_muon_path_name(C.LM_MUON_PATHS) == nil)
+  end)
+
+  it("refuses NULL where a name or a place to write belongs", function()
+    local rate, kernel = ffi.new("double[1]"), ffi.new("const char *[1]")
+    engine.refuses(C.LM_EINVAL, { "set_muon_kernel", "NULL" }, C.lm_set_muon_kernel, nil)
+    engine.refuses(C.LM_EINVAL, { "set_cpu_variant", "NULL" }, C.lm_set_cpu_variant, nil)
+    engine.refuses(C.LM_EINVAL, { "muon_choose", "out is NULL" }, C.lm_muon_choose, nil, 4, 4, 0)
+    engine.refuses(C.LM_EINVAL, { "muon_last", "out is NULL" }, C.lm_muon_last, nil)
+    engine.refuses(C.LM_EINVAL, { "peak_rate", "out is NULL" }, C.lm_peak_rate, nil, kernel, 0)
+    engine.refuses(C.LM_EINVAL, { "peak_rate", "kernel is NULL" }, C.lm_peak_rate, rate, nil, 0)
   end)
 end)

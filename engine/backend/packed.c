@@ -101,6 +101,7 @@ const lm__packed_kernel *lm__packed_kernel_for(int dtype) {
 
 int lm_set_muon_kernel(const char *name) {
   char list[128] = "auto";
+  if (!name) return lm__fail(LM_EINVAL, "set_muon_kernel: the name is NULL (auto: the fastest)");
   lm__muon_forget(); /* what was measured was measured with another */
   if (strcmp(name, "auto") == 0) {
     asked = NULL;

@@ -177,6 +177,8 @@ static double seconds_of(const work *w, int threads) {
 
 int lm_peak_rate(double *out, const char **kernel, int precision) {
   enum { TRIALS = 8 };
+  if (!out || !kernel)
+    return lm__fail(LM_EINVAL, "peak_rate: %s is NULL: nowhere to write", out ? "kernel" : "out");
   if (precision != LM_PRECISION_F32 && precision != LM_PRECISION_BF16)
     return lm__fail(LM_EINVAL, "peak_rate: precision = %d is neither f32 (%d) nor bf16 (%d)",
                     precision, LM_PRECISION_F32, LM_PRECISION_BF16);

@@ -34,6 +34,7 @@ const char *lm_cpu_variant(void) { return cpu()->variant; }
 
 int lm_set_cpu_variant(const char *name) {
   const lm__backend_table *wanted = NULL;
+  if (!name) return lm__fail(LM_EINVAL, "set_cpu_variant: the name is NULL (base, avx2, avx512)");
   if (strcmp(name, "base") == 0) wanted = &lm__table_base;
 #if defined(__x86_64__)
   if (strcmp(name, "avx2") == 0 && has_avx2()) wanted = &lm__table_avx2;

@@ -53,6 +53,7 @@ int lm_deterministic(void) {
 void lm__muon_done(const lm_muon_report *report) { last = *report; }
 
 int lm_muon_last(lm_muon_report *out) {
+  if (!out) return lm__fail(LM_EINVAL, "muon_last: out is NULL: nowhere to write");
   if (last.path == LM_MUON_AUTO)
     return lm__fail(LM_EINVAL, "muon_last: no Muon step has been made yet");
   *out = last;
@@ -142,6 +143,7 @@ int lm__muon_path_for(int64_t rows, int64_t cols, int precision, lm__measure_fn 
 
 int lm_muon_choose(lm_muon_choice *out, double rows, double cols, int precision) {
   const lm__backend_table *backend;
+  if (!out) return lm__fail(LM_EINVAL, "muon_choose: out is NULL: nowhere to write");
   if (!(rows >= 1 && cols >= 1 && rows * cols < 1e12))
     return lm__fail(LM_EINVAL, "muon_choose: %g x %g is no shape to choose for", rows, cols);
   if (precision != LM_PRECISION_F32 && precision != LM_PRECISION_BF16)
