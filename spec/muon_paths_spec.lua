@@ -200,6 +200,32 @@ describe("Muon's paths", function()
     assert.equal(first.rule, tuning.choose(160, 480, "f32").path)
   end)
 
+  it("tries a measurement that failed for want of memory once, and measures nothing when its table is full", function()
+    finally(function()
+      lib.call(C.lm_set_memory_limit, 0)
+      C.lm_interrupt_clear()
+    end)
+    lm.set_deterministic(false)
+    C.lm_set_muon_kernel("auto")
+    C.lm_interrupt()
+    assert.is_nil(tuning.choose(160, 320, "f32").ms)
+    C.lm_interrupt_clear()
+    assert.is_table(tuning.choose(160, 320, "f32").ms) -- an interruption is not remembered
+
+    lib.collect()
+    C.lm_memory_trim()
+    lib.call(C.lm_set_memory_limit, C.lm_memory_live() + 1000)
+    local failed = tuning.choose(160, 352, "f32")
+    assert.is_nil(failed.ms)
+    assert.equal(failed.rule, failed.path)
+    for i = 1, 254 do assert.is_nil(tuning.choose(160, 352 + i, "f32").ms) end -- 256 with the two above
+    lib.call(C.lm_set_memory_limit, 0)
+    assert.same(failed, tuning.choose(160, 352, "f32"))
+    assert.is_nil(tuning.choose(160, 320, "bf16").ms) -- the table is full
+    C.lm_set_muon_kernel("auto")
+    assert.is_table(tuning.choose(160, 352, "f32").ms)
+  end)
+
   it("refuses what it does not have", function()
     for message, call in pairs {
       ["set_muon_path: 9 is not in 0..3"] = function() lib.call(C.lm_set_muon_path, 9) end,

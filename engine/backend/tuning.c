@@ -103,14 +103,18 @@ static bool measure_all(lm_muon_choice *c, lm__measure_fn measure) {
   return true;
 }
 
-static void choose(lm_muon_choice *c, lm__measure_fn measure) {
+/* Whether the choice is to be remembered. A measurement that failed, for want of memory, would fail
+ * at the next step again; one that was interrupted would not. measure: NULL for the rule alone. */
+static bool choose(lm_muon_choice *c, lm__measure_fn measure) {
   const double m = c->rows < c->cols ? c->rows : c->cols, n = c->rows < c->cols ? c->cols : c->rows;
   c->path = c->rule = rule((int64_t)c->rows, (int64_t)c->cols);
-  if (lm_deterministic() || m * m * n < WORTH || !measure_all(c, measure)) return;
+  if (lm_deterministic() || !measure || m * m * n < WORTH) return false;
+  if (!measure_all(c, measure)) return !lm_interrupted();
   c->measured = 1;
   for (int p = LM_MUON_WRITTEN; p < LM_MUON_PATHS; p++)
     if (c->ms[p] > 0 && c->ms[p] < CLEARLY * c->ms[c->rule] && c->ms[p] < c->ms[c->path])
       c->path = p;
+  return true;
 }
 
 static lm_muon_choice look_up(int64_t rows, int64_t cols, int precision, lm__measure_fn measure) {
@@ -124,15 +128,14 @@ static lm_muon_choice look_up(int64_t rows, int64_t cols, int precision, lm__mea
   for (int i = 0; i < known_count; i++) {
     const lm_muon_choice *k = &known[i];
     if (k->rows == c.rows && k->cols == c.cols && k->precision == precision &&
-        k->threads == c.threads && k->kernel == c.kernel && k->measured) {
+        k->threads == c.threads && k->kernel == c.kernel) {
       c = *k;
       (void)pthread_mutex_unlock(&lock);
       if (lm_deterministic()) c.path = c.rule;
       return c;
     }
   }
-  choose(&c, measure);
-  if (c.measured && known_count < REMEMBERED) known[known_count++] = c;
+  if (choose(&c, known_count < REMEMBERED ? measure : NULL)) known[known_count++] = c;
   (void)pthread_mutex_unlock(&lock);
   return c;
 }
