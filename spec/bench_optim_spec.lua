@@ -143,9 +143,19 @@ describe("lumuon bench optim", function()
   end)
 
   for _, bad in ipairs { "--shape=3,4", "--shape=0,4,4", "--shape=1,x,4", "--shape=1,4,4,4", "--model=large",
-    "--model=d0", "--runs=4", "--precision=f16", "--path=fast", "--shap=1,2,3" } do
+    "--model=d0", "--model=d1001", "--runs=4", "--precision=f16", "--path=fast", "--shap=1,2,3" } do
     it("refuses " .. bad, function() assert.is_false(pcall(bench.run, { bad })) end)
   end
+
+  it("says which depths there are, and that a model and a shape exclude each other", function()
+    local function refuses(message, ...)
+      local ok, found = pcall(bench.run, { ... })
+      assert.is_false(ok)
+      assert.truthy(tostring(found):find(message, 1, true), tostring(found))
+    end
+    refuses("--model=d999999999999: expected d and a depth from 1 to 1000", "--model=d999999999999")
+    refuses("--model=d4 and --shape=1,4,4: one or the other", "--model=d4", "--shape=1,4,4")
+  end)
 
   it("leaves the choice of Muon's path as it was", function()
     local before = lib.C.lm_muon_path()

@@ -76,6 +76,7 @@ describe("lumuon bench train", function()
 
   it("says which model or option it cannot take", function()
     for words, message in pairs { ["--model=x4"] = "--model=x4: expected d and a depth",
+      ["--model=d999999999999"] = "--model=d999999999999: expected d and a depth from 1 to 1000",
       ["--model=d4 --dtyp=f32"] = "unknown option --dtyp; did you mean --dtype?" } do
       local run = command.shell(command.lumuon .. " bench train " .. words)
       assert.equal(2, run.code)
@@ -85,6 +86,24 @@ describe("lumuon bench train", function()
 end)
 
 describe("lumuon bench", function()
+  it("lists a measurement's own options under its own name, and then what it passes on", function()
+    local function help(words)
+      local run = command.shell(command.lumuon .. " bench " .. words .. " --help")
+      assert.equal(0, run.code, run.err)
+      return run.out
+    end
+    for name, option in pairs { optim = "--shape=", dist = "--scale=", train = "--warmup=" } do
+      local text = help(name)
+      assert.equal("usage: lumuon bench " .. name .. " [--name=value ...]", text:match("^[^\n]*"))
+      assert.truthy(text:find(option, 1, true), text)
+    end
+    local text = help("train")
+    assert.truthy(text:find("\nusage: lumuon run recipes/fortune.lua [--name=value ...]\n", 1, true), text)
+    assert.is_true(text:find("--warmup=", 1, true) < text:find("--n_layer=", 1, true))
+    text = help("train --model=d4")
+    assert.is_true(text:find("--warmup=", 1, true) < text:find("--sequence_len=", 1, true))
+  end)
+
   it("says which option it does not know, or cannot take", function()
     for _, name in ipairs { "optim", "dist" } do
       local run = command.shell(command.lumuon .. " bench " .. name .. " --modle=d4")

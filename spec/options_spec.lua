@@ -55,7 +55,7 @@ describe("options", function()
   end)
 
   it("list themselves with their defaults", function()
-    local text = options.help(defaults, "x.lua")
+    local text = options.help(defaults, "run x.lua")
     assert.matches("%-%-steps=800 +an integer", text)
     assert.matches("%-%-depth=4 +layers; an integer from 1 to 64", text)
     assert.matches("%-%-data='' +text", text)

@@ -114,10 +114,10 @@ local function show(value)
   return type(value) == "number" and ("%.14g"):format(value) or tostring(value)
 end
 
---- The text of `--help`.
-function M.help(definitions, script)
+--- The text of `--help`; command: what `lumuon` is followed by, "run RECIPE.lua" if nil.
+function M.help(definitions, command)
   local specs, names = normalise(definitions, 2)
-  local lines = { ("usage: lumuon run %s [--name=value ...]\n"):format(script or "RECIPE.lua") }
+  local lines = { ("usage: lumuon %s [--name=value ...]\n"):format(command or "run RECIPE.lua") }
   local width = 0
   for _, name in ipairs(names) do width = math.max(width, #name + #show(specs[name].default)) end
   for _, name in ipairs(names) do
@@ -173,13 +173,14 @@ function M.parse(definitions, argv)
   return values
 end
 
-local function options(_, definitions, argv)
+-- command: for `--help`, where it is not a recipe's
+local function options(_, definitions, argv, command)
   local script = rawget(_G, "arg")
   argv = argv or script or {}
   normalise(definitions, 3)
   local values, problem, help = M.parse(definitions, argv)
   if help then
-    print(M.help(definitions, script and script[0]))
+    print(M.help(definitions, command or script and script[0] and "run " .. script[0]))
     os.exit(0)
   end
   if not values then return M.fail(problem) end

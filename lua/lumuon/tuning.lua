@@ -63,7 +63,7 @@ function tuning.run(args)
     model = { default = "d12", help = "shapes of nanochat's GPT of this depth: d4, d12, ..." },
     threads = { default = 0, min = 0, max = 1024, help = "0: as many as there are" },
     deterministic = { default = tuning.deterministic(), help = "by the fixed rule, nothing measured" },
-  }, args)
+  }, args, "info --tuning")
   if o.threads > 0 then lib.call(C.lm_set_threads, o.threads) end
   tuning.set_deterministic(o.deterministic)
   tuning.print(o.model)

@@ -143,7 +143,7 @@ function M.run(args)
       help = "also time steps with forward and backward of a GPT on so many tokens a rank" },
     threads = { default = 0, min = 0, max = 1024, help = "of each rank; 0: its share of the cores" },
     json = { default = "", help = "write the figures to this file" },
-  }, args)
+  }, args, "bench dist")
   local muon, adamw = group_table.of(o.model, o.scale)
   local rank, size = dist.init()
   if o.threads > 0 then call(C.lm_set_threads, o.threads) end

@@ -154,7 +154,7 @@ end
 
 --- @param args of the command line; returns the exit code
 function M.run(args)
-  local o = options(own, args)
+  local o = options(own, args, "bench gpu")
   lib.device_code("cuda") -- or an error that says why there is none
   local f = { bench = "gpu", machine = report.machine(), gpu = ffi.string(C.lm_cuda_info()), scale = o.scale }
   print(f.gpu)

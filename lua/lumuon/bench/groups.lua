@@ -3,13 +3,21 @@ local options = require "lumuon.options"
 
 local groups = {}
 
-local HEAD_DIM, VOCAB = 128, 32768
+local HEAD_DIM, VOCAB, DEEPEST = 128, 32768, 1000
+
+--- The depth that `model`, "d12" or another, names.
+function groups.depth(model)
+  local depth = tonumber(model:match("^d(%d+)$"))
+  if not depth or depth < 1 or depth > DEEPEST then
+    options.fail(("--model=%s: expected d and a depth from 1 to %d, such as d12"):format(model, DEEPEST))
+  end
+  return depth
+end
 
 --- The groups of `model`, "d12" or another depth, widths and vocabulary divided by `scale` (1).
 -- @return { count, rows, cols } of each Muon group, and for each AdamW group a list of its tensors' sizes
 function groups.of(model, scale)
-  local depth = tonumber(model:match("^d(%d+)$"))
-  if not depth or depth < 1 then options.fail(("--model=%s: expected d and a depth, such as d12"):format(model)) end
+  local depth = groups.depth(model)
   scale = scale or 1
   local heads = math.ceil(depth * 64 / HEAD_DIM)
   local width, vocab = heads * HEAD_DIM / scale, VOCAB / scale

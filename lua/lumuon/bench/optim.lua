@@ -14,7 +14,7 @@ local ffi, C, call = lib.ffi, lib.C, lib.call
 local M = { help = "the optimizer step per group: ms, share of the machine's limit, peers beside it" }
 
 local own = {
-  model = { default = "d4", help = "groups of nanochat's GPT of this depth: d4, d12, ..." },
+  model = { default = "", help = "groups of nanochat's GPT of this depth, d12, ...; d4 without --shape" },
   shape = { default = "", help = "one Muon bank K,rows,cols instead of a model's groups" },
   precision = { default = "auto", choices = { "auto", "f32", "bf16" }, help = "of Muon's products; auto: the faster" },
   path = { default = "auto", choices = { "auto", "written", "halves", "gram" }, help = "of Muon's products" },
@@ -133,7 +133,11 @@ end
 
 --- @param args of the command line; returns the exit code
 function M.run(args)
-  local o = options(own, args)
+  local o = options(own, args, "bench optim")
+  if o.model ~= "" and o.shape ~= "" then
+    options.fail(("--model=%s and --shape=%s: one or the other"):format(o.model, o.shape))
+  end
+  if o.model == "" then o.model = "d4" end
   local single = o.shape ~= "" and { parse_shape(o.shape) }
   local groups, extra = single or group_table.list(o.model), not single and group_table.extra(o.model) or nil
   if o.threads > 0 then call(C.lm_set_threads, o.threads) end

@@ -5,6 +5,7 @@ local tensor = require "lumuon.tensor"
 local optim = require "lumuon.optim"
 local gpt = require "lumuon.models.gpt"
 local options = require "lumuon.options"
+local group_table = require "lumuon.bench.groups"
 
 local M = {}
 
@@ -39,9 +40,8 @@ end
 
 --- A session as recipes return it; name: "d4" or another depth, args: of the command line.
 function M.open(name, args)
-  local depth = tonumber(name:match("^d(%d+)$"))
-  if not depth or depth < 1 then options.fail(("--model=%s: expected d and a depth, such as d4"):format(name)) end
-  local o = options(own, args)
+  local depth = group_table.depth(name)
+  local o = options(own, args, "bench train --model=" .. name)
   if o.threads > 0 then lib.call(lib.C.lm_set_threads, o.threads) end
   local heads = math.ceil(depth * 64 / 128)
   local model = gpt.GPT { preset = "head", n_layer = depth, n_head = heads, n_embd = heads * 128,

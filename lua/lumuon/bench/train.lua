@@ -129,7 +129,13 @@ function M.run(args)
     local list = own[word:match("^%-%-(%w+)")] and ours or rest
     list[#list + 1] = word
   end
-  local o = options(own, ours)
+  for _, word in ipairs(rest) do
+    if word == "--help" or word == "-h" then -- ours, and then what the recipe or the model prints of its own
+      print(options.help(own, "bench train") .. "\n\nAll other options are the recipe's or the model's:\n")
+      break
+    end
+  end
+  local o = options(own, ours, "bench train")
   local name = o.model ~= "" and o.model or o.recipe
   local session = o.model ~= "" and require("lumuon.bench.session").open(o.model, rest) or open_recipe(o.recipe, rest)
   local server, absent = start_peer(o, session)
