@@ -27,6 +27,8 @@ local o = lm.options {
   out = { default = "", help = "a folder for log.jsonl and checkpoints" },
   save_every = { default = 0, min = 0, help = "steps between checkpoints in --out; 0: none" },
   resume = { default = "", help = "a checkpoint to go on from" },
+  audit_every = { default = 0, min = 0, help = "steps between comparisons of the ranks' parameters; 0: never" },
+  overlap = { default = "step", choices = { "step", "backward" }, help = "where gradients begin to be averaged" },
   timeout = { default = 600, min = 1, help = "seconds a rank waits for another" },
 }
 if o.save_every > 0 and o.out == "" then error("--save_every needs a folder, --out=DIR", 0) end
@@ -63,6 +65,7 @@ local groups = nanochat.param_groups(model, {
 })
 groups.model = model
 groups.on_nonfinite = "skip"
+groups.overlap = o.overlap
 local opt = lm.optim.MuonAdamW(groups)
 if o.resume ~= "" then lm.checkpoint.load(o.resume, { model = model, opt = opt }) end
 
@@ -93,7 +96,7 @@ local function train_step(step)
       sum = sum + lm.scope(function()
         local loss = model:forward(idx:narrow(1, first_row + row, n), targets:narrow(1, first_row + row, n))
         loss = loss * (n * ranks / rows) -- so that the mean over the ranks is the batch's loss
-        loss:backward()
+        if row + n < my_rows then loss:backward() else opt:backward(loss) end
         return loss:item()
       end)
     end
@@ -135,6 +138,10 @@ for i = opt.steps + 1, steps do
   local last = i == steps or lm.train.interrupted()
   local val = (last or (o.eval_every > 0 and i % o.eval_every == 0)) and not lm.train.interrupted() and evaluate()
   log:finish { step = i, loss = loss, lr = multiplier, val_loss = val or nil }
+  if o.audit_every > 0 and i % o.audit_every == 0 then
+    local same, problem = opt:audit()
+    if not same then error(problem) end
+  end
   if o.save_every > 0 and (last or i % o.save_every == 0) then save() end
   if last then break end
 end

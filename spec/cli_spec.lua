@@ -174,9 +174,15 @@ describe("lumuon", function()
         end
         print(steps > 0, lm.ones(8):sum():item())
       ]])
-      local r = command.shell(("%s run %s & p=$!; sleep 0.7; kill -INT $p; wait $p"):format(command.lumuon, path))
-      assert.equal("true\t8\n", r.out)
-      assert.equal(130, r.code)
+      for _, signal in ipairs { "INT", "TERM" } do -- the second is what mpirun and Slurm send
+        local r = command.shell(("%s run %s & p=$!; sleep 0.7; kill -%s $p; wait $p"):format(command.lumuon, path,
+          signal))
+        assert.equal("true\t8\n", r.out)
+        assert.equal(130, r.code)
+      end
+      local r = command.shell(("%s run %s & p=$!; sleep 0.7; kill -TERM $p; wait $p"):format(command.lumuon,
+        script("no_defer.lua", "local lm = require 'lumuon' while true do lm.ones(8):sum() end")))
+      assert.equal(143, r.code)
     end)
 
     -- oneDNN's kernels keep data far below the stack pointer, where a handler's frame would land

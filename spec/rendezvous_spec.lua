@@ -152,6 +152,11 @@ describe("ranks without MPI", function()
     assert.equal("lumuon: rank 1: interrupted\n", r.err)
   end)
 
+  it("are refused where they go on from different checkpoints", function()
+    local r = none_ended_well(script(2, "checkpoints", { "--folder=" .. folder }))
+    assert.matches("the ranks differ in the checkpoint: rank 0 has 'model.w %x+', rank 1 has 'model.w %x+'", r.err)
+  end)
+
   it("are refused where they run something else", function()
     local r = none_ended_well(script(2, "steps", {}, { words = function(rank)
       return { "run", "spec/dist/steps.lua", rank == 1 and "--steps=3" or nil }

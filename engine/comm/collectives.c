@@ -136,17 +136,18 @@ typedef struct header {
 static const char *describe(const header *h, char *text, size_t bytes) {
   static const char *const ops[LM_DIST_OPS] = {"sum", "mean", "max", "min"};
   const bool reduces = h->kind == LM__ALL_REDUCE || h->kind == LM__REDUCE_SCATTER;
+  char root[24] = "";
+  if (h->kind == LM__BROADCAST || h->kind == LM__GATHER)
+    (void)snprintf(root, sizeof root, ", root %d", (int)h->root);
   if (h->kind == LM__BARRIER)
     (void)snprintf(text, bytes, "barrier '%s'", h->label);
   else
     (void)snprintf(
-        text, bytes, "%s%s%s '%s' of %lld %s%s%s%s%.0d", lm__collective_name(h->kind),
+        text, bytes, "%s%s%s '%s' of %lld %s%s%s%s", lm__collective_name(h->kind),
         reduces ? " " : "", reduces && h->op >= 0 && h->op < LM_DIST_OPS ? ops[h->op] : "",
         h->label, (long long)h->count, lm_dtype_name(h->dtype) ? lm_dtype_name(h->dtype) : "?",
         h->device == LM_CPU ? "" : " on ",
-        h->device != LM_CPU && lm_device_name(h->device) ? lm_device_name(h->device) : "",
-        h->kind == LM__BROADCAST || h->kind == LM__GATHER ? ", root " : "",
-        h->kind == LM__BROADCAST || h->kind == LM__GATHER ? h->root : 0);
+        h->device != LM_CPU && lm_device_name(h->device) ? lm_device_name(h->device) : "", root);
   return text;
 }
 

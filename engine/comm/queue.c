@@ -162,12 +162,12 @@ static void set_urgent(bool on) {
 
 bool lm__queue_urgent(void) { return urgent; }
 
-static void *main_loop(void *unused) {
-  (void)unused;
+static void *main_loop(void *wanted) {
+  const lm__comm_table *const own = wanted; /* `table` is self again where start took too long */
   int rank = 0, size = 1;
   hurry();
   current_limit = start_timeout;
-  const int status = table->start(&rank, &size, lm__clock() + start_timeout);
+  const int status = own->start(&rank, &size, lm__clock() + start_timeout);
   if (!status) set_urgent(true);
   (void)pthread_mutex_lock(&lock);
   started_status = status;
@@ -192,7 +192,7 @@ static void *main_loop(void *unused) {
   }
   (void)pthread_mutex_unlock(&lock);
   set_urgent(false);
-  if (!status) table->stop();
+  if (!status) own->stop();
   lm__staged_stop();
   return NULL;
 }
@@ -210,6 +210,12 @@ int lm__queue_start(const lm__comm_table *wanted, double limit, double start_lim
                     int *world_size) {
   int status = LM_OK;
   (void)pthread_mutex_lock(&lock);
+  if (state != IDLE) {
+    (void)pthread_mutex_unlock(&lock);
+    return lm__fail(LM_EDIST,
+                    "dist: an earlier start was given up but is still under way; end this "
+                    "process and start the job again");
+  }
   table = wanted;
   timeout = limit;
   start_timeout = start_limit;
@@ -222,10 +228,11 @@ int lm__queue_start(const lm__comm_table *wanted, double limit, double start_lim
   sigset_t all, before; /* signals are the main thread's */
   (void)sigfillset(&all);
   (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-  const int error = pthread_create(&thread, NULL, main_loop, NULL);
+  const int error = pthread_create(&thread, NULL, main_loop, (void *)(uintptr_t)wanted);
   (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (error) {
     state = IDLE;
+    table = &lm__comm_self;
     (void)pthread_mutex_unlock(&lock);
     return lm__fail(LM_EDIST, "dist: cannot start the communication thread: %s", strerror(error));
   }
@@ -240,10 +247,19 @@ int lm__queue_start(const lm__comm_table *wanted, double limit, double start_lim
                         "dist: %s has not started within %g s; is every rank of the job running?",
                         table->name, start_limit);
   }
-  if (status == LM_OK && started_status) status = lm__fail(started_status, "%s", failure);
-  *rank = started_rank;
-  *world_size = started_size;
+  const bool ended = status == LM_OK && started_status;
+  if (ended) status = lm__fail(started_status, "%s", failure);
+  if (status == LM_OK) {
+    *rank = started_rank;
+    *world_size = started_size;
+  } else {
+    table = &lm__comm_self; /* this process stays a world of one */
+  }
   (void)pthread_mutex_unlock(&lock);
+  if (ended) {
+    (void)pthread_join(thread, NULL);
+    state = IDLE;
+  }
   return status;
 }
 

@@ -53,6 +53,18 @@ static void say(const char *text) {
   if (write(STDERR_FILENO, text, strlen(text)) < 0) return;
 }
 
+/* SIGTERM, which mpirun and Slurm send before they kill: a recipe that defers Ctrl-C may finish its
+ * step; otherwise, and the second time, the program ends as it would have. */
+static void on_terminate(int sig) {
+  if (deferring && !asked) {
+    presses = presses + 1;
+    asked = 1;
+    return;
+  }
+  (void)signal(sig, SIG_DFL);
+  (void)raise(sig);
+}
+
 static void on_interrupt(int sig) {
   const int saved = errno;
   if (!pthread_equal(pthread_self(), main_thread)) { /* hooks belong to Lua's own thread */
@@ -97,6 +109,8 @@ void lm__signals_install(lua_State *L) {
   (void)sigaltstack(&own, NULL);
   (void)sigemptyset(&action.sa_mask);
   (void)sigaction(SIGINT, &action, NULL);
+  action.sa_handler = on_terminate;
+  (void)sigaction(SIGTERM, &action, NULL);
 }
 
 static void calm(lua_State *L) {

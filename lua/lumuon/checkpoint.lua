@@ -52,14 +52,24 @@ function checkpoint.save(path, parts)
   end)
 end
 
+--- Raise unless every rank has read the same file: without a shared disk they may be two runs'.
+local function agree(tensors, step)
+  if dist.world_size() == 1 then return end
+  local lines = { ("step %d"):format(step) }
+  for name, t in pairs(tensors) do lines[#lines + 1] = ("%s %s"):format(name, dist.hash(t)) end
+  table.sort(lines)
+  dist.agree("the checkpoint", table.concat(lines, "\n"))
+end
+
 --- Go on from a checkpoint: checks all of it against the model and the optimizer, then writes both. Every
--- rank calls it and reads the file.
+-- rank calls it and reads the file, which must be the same on all.
 -- @return the file's metadata; step is the optimizer's again (opt.steps)
 function checkpoint.load(path, parts)
   check("checkpoint.load", path, parts)
   local tensors, meta = safetensors.load(path)
   local step = tonumber(meta.step or "")
   if not step then raise("checkpoint.load: '%s' is no checkpoint: it has no step", path) end
+  agree(tensors, step)
   local state, weights = {}, {}
   for name, p in parts.model:named_parameters() do
     local t = tensors["model." .. name]

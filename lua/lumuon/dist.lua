@@ -54,6 +54,9 @@ local function check_options(name, options)
   for key in pairs(options) do
     if not known[key] then raise("%s: unknown option '%s' (op, async, label, root)", name, tostring(key)) end
   end
+  if options.label ~= nil and type(options.label) ~= "string" then
+    raise("%s: label = %s is no string", name, tostring(options.label))
+  end
   return options
 end
 
@@ -308,7 +311,10 @@ end
 function dist.finish(code)
   if C.lm_dist_initialized() == 0 then return end
   if code ~= 0 then C.lm_dist_abort(code) end -- does not come back, but in a world of one
-  if C.lm_dist_world_size() > 1 then dist.barrier { label = "the end of the program" } end
+  if C.lm_dist_world_size() > 1 then
+    call(C.lm_dist_set_timeout, 86400) -- a rank may have work of its own to end with; one that dies is still noticed
+    dist.barrier { label = "the end of the program" }
+  end
   C.lm_dist_finalize()
 end
 

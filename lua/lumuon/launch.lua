@@ -34,7 +34,15 @@ end
 function launch.complaint(getenv)
   getenv = getenv or os.getenv
   local rank, size = getenv("RANK"), getenv("WORLD_SIZE")
-  if not rank or not size or launch.detect(getenv) then return nil end
+  if launch.detect(getenv) then return nil end
+  if not rank and not size then
+    if (getenv("LUMUON_RENDEZVOUS") or "") == "" then return nil end
+    return "LUMUON_RENDEZVOUS says where ranks meet, but RANK and WORLD_SIZE are not set"
+  end
+  if not rank or not size then
+    return ("%s = %s, but %s is not set; one of several needs both, a process of its own neither"):format(
+      rank and "RANK" or "WORLD_SIZE", rank or size, rank and "WORLD_SIZE" or "RANK")
+  end
   return ("RANK = %s and WORLD_SIZE = %s: ranks are whole numbers from 0 to WORLD_SIZE - 1"):format(rank, size)
 end
 
