@@ -164,6 +164,27 @@ describe("Muon's paths", function()
     x:free()
   end)
 
+  it("counts a step's scratch beforehand", function()
+    lm.set_deterministic(true)
+    local args, out = ffi.new("lm_muon_args"), ffi.new("double[1]")
+    args.polar.ns_steps, args.polar.norm_scale, args.momentum, args.beta2 = 1, 1.02, 0.9, 0.9
+    args.polar.coefficients[0] = 1
+    for _, shape in ipairs { { 1, 512, 512 }, { 4, 256, 256 }, { 3, 70, 300 }, { 16, 64, 256 }, { 5, 128, 32 } } do
+      local k, rows, cols = unpack(shape)
+      local x, g, m = lm.randn(k, rows, cols), lm.randn(k, rows, cols), lm.zeros(k, rows, cols)
+      local second = rows >= cols and lm.zeros(k, rows, 1) or lm.zeros(k, 1, cols)
+      for _, precision in ipairs { C.LM_PRECISION_F32, C.LM_PRECISION_BF16 } do
+        args.polar.precision = precision
+        lib.call(C.lm_muon_step, x.h, g.h, m.h, second.h, args)
+        lib.call(C.lm_muon_scratch, out, k, rows, cols, precision)
+        assert.equal(last().scratch, out[0])
+      end
+    end
+    engine.refuses(C.LM_EINVAL, { "muon_scratch", "out is NULL" }, C.lm_muon_scratch, nil, 1, 4, 4, 0)
+    engine.refuses(C.LM_EINVAL, { "muon_scratch", "0 x 4 x 4" }, C.lm_muon_scratch, out, 0, 4, 4, 0)
+    engine.refuses(C.LM_EINVAL, { "muon_scratch", "precision = 7" }, C.lm_muon_scratch, out, 1, 4, 4, 7)
+  end)
+
   it("chooses by shape and precision alone when deterministic", function()
     lm.set_deterministic(true)
     assert.is_true(lm.deterministic())

@@ -463,4 +463,18 @@ describe("MuonAdamW", function()
     end
     assert.is_true(last < first / 100, ("%g -> %g"):format(first, last))
   end)
+
+  it("updates the group first that needs most memory beside it, by the engine's count", function()
+    local function group(count, size)
+      local params = {}
+      for i = 1, count do params[i] = lm.parameter(lm.randn(size, size)) end
+      return { kind = "muon", params = params, lr = 0.02, precision = "f32" }
+    end
+    local threads = C.lm_threads()
+    finally(function() C.lm_set_threads(threads) end)
+    C.lm_set_threads(2) -- each takes some
+    local opt = lm.optim.MuonAdamW { group(16, 64), group(1, 192) } -- the second has fewer numbers
+    assert.equal(2, opt.order[1].index)
+    assert.is_true(opt.order[1].scratch > opt.order[2].scratch)
+  end)
 end)

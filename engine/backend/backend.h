@@ -112,6 +112,8 @@ typedef struct lm__backend_table {
                    lm_tensor *second_momentum, const lm_muon_args *args);
   /* Seconds a matrix takes on a path (enum lm_muon_path), < 0 if it failed. */
   double (*muon_measure)(int64_t rows, int64_t cols, int precision, int path, int steps);
+  /* Bytes that muon_step takes beside its tensors; nothing is measured for it. */
+  double (*muon_scratch)(int64_t count, int64_t rows, int64_t cols, int precision);
 } lm__backend_table;
 
 /* The table of a device, or NULL where this build or machine has none. */

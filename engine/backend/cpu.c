@@ -27,6 +27,7 @@ const lm__backend_table LM_KERNEL(table) = {
     ENTRY(polar_express)
     ENTRY(muon_step)
     ENTRY(muon_measure)
+    ENTRY(muon_scratch)
     ENTRY(embedding)
     ENTRY(embedding_backward)
     ENTRY(rms_norm)

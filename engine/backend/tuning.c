@@ -144,6 +144,20 @@ int lm__muon_path_for(int64_t rows, int64_t cols, int precision, lm__measure_fn 
   return path != LM_MUON_AUTO ? path : look_up(rows, cols, precision, measure).path;
 }
 
+int lm_muon_scratch(double *out, double count, double rows, double cols, int precision) {
+  const lm__backend_table *backend;
+  if (!out) return lm__fail(LM_EINVAL, "muon_scratch: out is NULL: nowhere to write");
+  if (!(count >= 1 && rows >= 1 && cols >= 1 && count * rows * cols < 1e12))
+    return lm__fail(LM_EINVAL, "muon_scratch: %g x %g x %g is no shape of a bank", count, rows,
+                    cols);
+  if (precision != LM_PRECISION_F32 && precision != LM_PRECISION_BF16)
+    return lm__fail(LM_EINVAL, "muon_scratch: precision = %d is neither f32 (%d) nor bf16 (%d)",
+                    precision, LM_PRECISION_F32, LM_PRECISION_BF16);
+  LM__OP(backend, muon_scratch, LM_CPU);
+  *out = backend->muon_scratch((int64_t)count, (int64_t)rows, (int64_t)cols, precision);
+  return LM_OK;
+}
+
 int lm_muon_choose(lm_muon_choice *out, double rows, double cols, int precision) {
   const lm__backend_table *backend;
   if (!out) return lm__fail(LM_EINVAL, "muon_choose: out is NULL: nowhere to write");

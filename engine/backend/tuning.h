@@ -7,7 +7,7 @@
 #include "lumuon.h"
 
 /* The path for matrices (rows, cols). measure: seconds of `steps` steps on the given path, a matrix
- * of random numbers; negative where it failed. */
+ * of random numbers; negative where it failed; NULL: what is not known goes by the rule. */
 typedef double (*lm__measure_fn)(int64_t rows, int64_t cols, int precision, int path, int steps);
 int lm__muon_path_for(int64_t rows, int64_t cols, int precision, lm__measure_fn measure);
 

@@ -455,6 +455,10 @@ typedef struct lm_muon_choice {
 } lm_muon_choice;
 LM_API int lm_muon_choose(lm_muon_choice *out, double rows, double cols, int precision);
 
+/* Bytes that lm_muon_step takes on the CPU beside its tensors, for `count` matrices (rows, cols),
+ * with the threads and path of now; a path that would be chosen by measurement goes by the rule. */
+LM_API int lm_muon_scratch(double *out, double count, double rows, double cols, int precision);
+
 /* What the last lm_muon_step or lm_polar_express of this process did. */
 typedef struct lm_muon_report {
   int path;           /* enum lm_muon_path, never AUTO */

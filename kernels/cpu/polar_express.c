@@ -11,8 +11,9 @@
 
 /* ---- the bank ---- */
 
-int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
-                        const lm_polar_args *polar, int path) {
+/* Everything but the memory. */
+static void describe(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
+                     const lm_polar_args *polar, int path) {
   const bool bf16 = polar->precision == LM_PRECISION_BF16, fast = bf16 && lm_cpu_fast_bf16();
   *bank = (lm__bank){.count = count,
                      .rows = rows,
@@ -24,6 +25,11 @@ int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t col
   if (bank->path != LM_MUON_WRITTEN) bank->packed = lm__packed_kernel_for(bank->dtype);
   bank->matrix_bytes = bank->packed ? lm__packed_bytes(bank->packed, rows, cols)
                                     : rows * cols * lm_dtype_size(bank->dtype);
+}
+
+int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
+                        const lm_polar_args *polar, int path) {
+  describe(bank, count, rows, cols, polar, path);
   return lm__storage_new(&bank->x, (size_t)(count * bank->matrix_bytes), LM_CPU);
 }
 
@@ -105,30 +111,46 @@ static void range_run(int64_t begin, int64_t end, void *arg) {
 /* A slot a thread, as long as the slots take half as much as the bank, or little. */
 enum { LITTLE = 1 << 24 };
 
-int LM_KERNEL(bank_run)(lm__bank *bank) {
+static void deal(lm__bank *bank) {
   const int64_t threads = lm_threads();
   const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
-  const double work = bank->polar->ns_steps * (4 * m * m * n + 2 * m * m * m) + 3e5;
   const bool small = m * m * n < 4e6, even = bank->count % threads == 0;
   const int64_t all = bank->count < threads ? bank->count : threads;
   bank->each = true; /* polar_packed_scratch asks */
-  const int64_t bytes = all * slot_bytes(bank), bank_bytes = bank->count * bank->matrix_bytes;
-  const bool fits = bytes <= LITTLE || bytes <= bank_bytes / 2;
+  const int64_t bytes = all * slot_bytes(bank);
+  const bool fits = bytes <= LITTLE || bytes <= bank->count * bank->matrix_bytes / 2;
   bank->each = bank->count > 1 && (small || (fits && (even || bank->count >= 4 * threads)));
   bank->scratch_bytes = (bank->each ? all : 1) * slot_bytes(bank);
+}
+
+int LM_KERNEL(bank_run)(lm__bank *bank) {
+  const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
+  const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
+  const double work = bank->polar->ns_steps * (4 * m * m * n + 2 * m * m * m) + 3e5;
+  deal(bank);
   LM__TRY(lm__storage_new(&bank->scratch, (size_t)bank->scratch_bytes, LM_CPU));
   if (bank->each) /* a thread should have 2 Mflop to do, or is not worth waking */
     lm__parallel_for(bank->count, 1 + (int64_t)(2e6 / work), range_run, bank);
   else
     range_run(0, bank->count, bank);
   lm__storage_release(bank->scratch);
-  bank->scratch_bytes += bank_bytes;
+  bank->scratch_bytes += bank->count * bank->matrix_bytes;
   if (bank->status == LM_OK || !bank->each) return bank->status;
   return lm__fail(bank->status, /* the message is on the thread that failed */
                   "polar_express: %s while (%lld, %lld, %lld) was being done",
                   bank->status == LM_EINTERRUPT ? "interrupted" : "a product failed",
                   (long long)bank->count, (long long)bank->rows, (long long)bank->cols);
+}
+
+double LM_KERNEL(muon_scratch)(int64_t count, int64_t rows, int64_t cols, int precision) {
+  const lm_polar_args polar = {.precision = precision};
+  const int64_t side = rows > cols ? rows : cols;
+  lm__bank bank;
+  describe(&bank, count, rows, cols, &polar, lm__muon_path_for(rows, cols, precision, NULL));
+  deal(&bank);
+  return (double)bank.scratch_bytes + (double)count * (double)bank.matrix_bytes +
+         2 * (double)count * (double)side * sizeof(float);
 }
 
 void LM_KERNEL(bank_report)(const lm__bank *bank, double bytes, int64_t more_scratch) {

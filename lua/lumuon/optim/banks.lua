@@ -144,6 +144,20 @@ local function muon_parts(slot, rows, cols)
   return parts
 end
 
+--- Bytes that the hungriest of a Muon group's engine calls takes beside its tensors: on a CPU the engine's own
+-- count, on a GPU two copies of the matrices in f32.
+local function muon_scratch(slot)
+  local bytes, out = 0, ffi.new("double[1]")
+  local precision = slot.group.precision == "bf16" and C.LM_PRECISION_BF16 or C.LM_PRECISION_F32
+  for _, part in ipairs(slot.parts) do
+    local count, rows, cols = unpack(part.param:size())
+    out[0] = 8 * count * rows * cols
+    if slot.like.device == "cpu" and out[0] > 0 then lib.call(C.lm_muon_scratch, out, count, rows, cols, precision) end
+    bytes = math.max(bytes, out[0])
+  end
+  return bytes
+end
+
 --- Move a Muon group's parameters and gradients into banks and make the moments. deal: see `whole`.
 function banks.muon(slot, deal)
   local rows, cols = slot.params[1]:size(1), slot.params[1]:size(2)
@@ -161,7 +175,7 @@ function banks.muon(slot, deal)
   for k, j in ipairs(deal.own) do slot.state[j].momentum_buffer = slot.momentum:select(1, k) end
   slot.parts = muon_parts(slot, rows, cols)
   slot.args = ffi.new("lm_muon_args")
-  slot.scratch = 8 * deal.share * rows * cols
+  slot.scratch = muon_scratch(slot)
 end
 
 --- Move every parameter and its gradient to the two views that place(j) returns, for good. A parameter whose
