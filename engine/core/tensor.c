@@ -270,12 +270,16 @@ static void extent(const lm_tensor *t, int64_t *first, int64_t *end) {
   *end = (last + 1) * size;
 }
 
+bool lm__overlap(const lm_tensor *a, const lm_tensor *b) {
+  int64_t first = 0, end = 0, other_first = 0, other_end = 0;
+  if (a->storage != b->storage || lm__numel(a) == 0 || lm__numel(b) == 0) return false;
+  extent(a, &first, &end);
+  extent(b, &other_first, &other_end);
+  return first < other_end && other_first < end;
+}
+
 bool lm__partly_shared(const lm_tensor *out, const lm_tensor *in) {
-  int64_t first = 0, end = 0, in_first = 0, in_end = 0;
-  if (out->storage != in->storage || lm__numel(out) == 0 || lm__numel(in) == 0) return false;
-  extent(out, &first, &end);
-  extent(in, &in_first, &in_end);
-  if (first >= in_end || in_first >= end) return false;
+  if (!lm__overlap(out, in)) return false;
   bool same = out->dtype == in->dtype && out->offset == in->offset && lm__same_shape(out, in);
   for (int d = 0; d < out->ndim && same; d++)
     same = out->shape[d] == 1 || out->strides[d] == in->strides[d];

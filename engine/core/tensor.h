@@ -59,6 +59,9 @@ int lm__need_in_range(const char *op, int dtype, double value);
 /* Refuse a broadcast view as a result: several of its elements are one. */
 int lm__need_writable(const char *op, const lm_tensor *t);
 
+/* Do the spans of two tensors' elements share a byte? */
+bool lm__overlap(const lm_tensor *a, const lm_tensor *b);
+
 /* Does writing out element by element change elements of `in` that are still to be read? False
  * where they have no byte in common and where they are the same elements in the same order. Where
  * only the spans overlap the answer is true, to be safe. */

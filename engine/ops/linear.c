@@ -1,5 +1,6 @@
 /* Entry points of a linear layer: y = x w', and both of its gradients, as products of lm_matmul's
  * kernel over x with its leading dims joined. */
+#include "core/matrix.h"
 #include "ops/check.h"
 
 /* t with its leading dims joined: (rows, columns). t is contiguous. */
@@ -13,15 +14,6 @@ static lm_tensor rows_of(const lm_tensor *t) {
   flat.strides[0] = columns;
   flat.strides[1] = 1;
   return flat;
-}
-
-static lm_tensor transposed(const lm_tensor *t) {
-  lm_tensor turned = *t;
-  turned.shape[0] = t->shape[1];
-  turned.shape[1] = t->shape[0];
-  turned.strides[0] = t->strides[1];
-  turned.strides[1] = t->strides[0];
-  return turned;
 }
 
 static int check_layer(const char *op, const lm_tensor *x, const lm_tensor *w) {
@@ -57,7 +49,7 @@ int lm_linear(lm_tensor **out, const lm_tensor *x, const lm_tensor *w, const lm_
   if (status == LM_OK && residual) status = backend->copy(*out, residual);
   if (status == LM_OK) {
     lm_tensor y = rows_of(*out);
-    const lm_tensor rows = rows_of(x), turned = transposed(w);
+    const lm_tensor rows = rows_of(x), turned = lm__transposed(w);
     status = backend->matmul(&y, &rows, &turned, 1.0f, residual ? 1.0f : 0.0f);
   }
   return lm__finish(out, fresh, status);
@@ -113,7 +105,7 @@ int lm_linear_grad_w(lm_tensor **grad_w, const lm_tensor *grad_out, const lm_ten
   int status = fresh ? LM_OK : lm__need_activation(op, "the result", *grad_w);
   if (status == LM_OK) status = lm__need_apart(op, *grad_w, "x", x, false);
   if (status == LM_OK) {
-    const lm_tensor rows = rows_of(x), dy = rows_of(grad_out), turned = transposed(&dy);
+    const lm_tensor rows = rows_of(x), dy = rows_of(grad_out), turned = lm__transposed(&dy);
     status = backend->matmul(*grad_w, &turned, &rows, 1.0f, (float)beta);
   }
   return lm__finish(grad_w, fresh, status);

@@ -7,6 +7,7 @@
  * Rows of logits are padded: at a power of two apart they would share few sets of the cache. */
 #include <math.h>
 
+#include "core/matrix.h"
 #include "cpu/index.h"
 #include "cpu/row_max.h"
 #include "math/cross_entropy.h"
@@ -107,15 +108,6 @@ static lm_tensor rows_of(const lm_tensor *t, int64_t first, int64_t rows, int64_
   return part;
 }
 
-static lm_tensor transposed(const lm_tensor *t) {
-  lm_tensor turned = *t;
-  turned.shape[0] = t->shape[1];
-  turned.shape[1] = t->shape[0];
-  turned.strides[0] = t->strides[1];
-  turned.strides[1] = t->strides[0];
-  return turned;
-}
-
 typedef struct layer {
   lm_tensor *loss, *grad_x, *grad_w; /* grads may be NULL */
   const lm_tensor *x, *w;            /* of one dtype, which the products take */
@@ -130,7 +122,7 @@ typedef struct layer {
 static int run_block(const layer *l, int64_t first, int64_t rows, double *sum) {
   const int64_t c = l->w->shape[1], n = l->vocabulary;
   const lm_tensor x = rows_of(l->x, first, rows, c), w = rows_of(l->w, 0, n, c);
-  const lm_tensor w_turned = transposed(&w);
+  const lm_tensor w_turned = lm__transposed(&w);
   lm_tensor logits = rows_of(l->logits, 0, rows, n);
   LM__TRY(LM_KERNEL(matmul)(&logits, &x, &w_turned, 1.0f, 0.0f));
   rows_args a = {.logits = lm__data(&logits),
@@ -145,7 +137,7 @@ static int run_block(const layer *l, int64_t first, int64_t rows, double *sum) {
   lm__parallel_for(rows, LM__GRAIN / (n * 16) + 1, range_rows, &a);
   for (int64_t row = 0; row < rows; row++) *sum += l->losses[row];
   if (!l->grad) return LM_OK;
-  const lm_tensor grad = rows_of(l->grad, 0, rows, n), grad_turned = transposed(&grad);
+  const lm_tensor grad = rows_of(l->grad, 0, rows, n), grad_turned = lm__transposed(&grad);
   if (l->grad_x) {
     lm_tensor grad_x = rows_of(l->grad_x, first, rows, c);
     LM__TRY(LM_KERNEL(matmul)(&grad_x, &grad, &w, 1.0f, 0.0f));

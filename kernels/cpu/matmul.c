@@ -6,6 +6,7 @@
  * them, so that an activation (B, T, C) times a weight is one product.
  */
 #include "backend/onednn.h"
+#include "core/matrix.h"
 #include "cpu/kernel.h"
 
 /* The matrices of one operand: batch dims as in the tensor, then rows and columns. */
@@ -17,22 +18,7 @@ typedef struct operand {
 } operand;
 
 /* Strides as a product takes them. */
-static bool serves(operand *o) {
-  const lm_tensor *t = o->t;
-  const int64_t rows = t->shape[t->ndim - 2], cols = t->shape[t->ndim - 1];
-  const int64_t row = t->strides[t->ndim - 2], col = t->strides[t->ndim - 1];
-  if ((col == 1 || cols == 1) && (row >= cols || rows == 1)) {
-    o->transposed = false;
-    o->ld = rows == 1 ? cols : row;
-    return true;
-  }
-  if ((row == 1 || rows == 1) && (col >= rows || cols == 1)) {
-    o->transposed = true;
-    o->ld = cols == 1 ? rows : col;
-    return true;
-  }
-  return false;
-}
+static bool serves(operand *o) { return lm__matrix_serves(o->t, &o->transposed, &o->ld); }
 
 /* A contiguous tensor of t's shape, with its values if read. */
 static int materialise(operand *o, int dtype, bool read) {
@@ -42,15 +28,6 @@ static int materialise(operand *o, int dtype, bool read) {
   o->transposed = false;
   o->ld = o->t->shape[o->t->ndim - 1];
   return LM_OK;
-}
-
-static bool overlap(const lm_tensor *a, const lm_tensor *b) {
-  int64_t last_a = 1, last_b = 1;
-  if (a->storage != b->storage) return false;
-  for (int d = 0; d < a->ndim; d++) last_a += (a->shape[d] - 1) * a->strides[d];
-  for (int d = 0; d < b->ndim; d++) last_b += (b->shape[d] - 1) * b->strides[d];
-  const char *pa = lm__data(a), *pb = lm__data(b);
-  return pa < pb + last_b * lm_dtype_size(b->dtype) && pb < pa + last_a * lm_dtype_size(a->dtype);
 }
 
 typedef struct batch {
@@ -182,7 +159,7 @@ int LM_KERNEL(matmul)(lm_tensor *out, const lm_tensor *a, const lm_tensor *b, fl
   const int dtype = bf16 ? LM_BF16 : LM_F32;
   operand o[3] = {{.t = &vout}, {.t = &va}, {.t = &vb}};
   const bool out_serves = serves(&o[0]) && !o[0].transposed && (bf16 || vout.dtype == LM_F32) &&
-                          !overlap(&vout, &va) && !overlap(&vout, &vb);
+                          !lm__overlap(&vout, &va) && !lm__overlap(&vout, &vb);
   int status = LM_OK;
   if (!out_serves) status = materialise(&o[0], bf16 ? vout.dtype : LM_F32, beta != 0.0f);
   for (int i = 1; i < 3 && status == LM_OK; i++)

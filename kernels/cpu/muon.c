@@ -100,10 +100,10 @@ static void prepare(lm__bank *bank, int64_t k, const lm__slot *slot) {
   for (int64_t i = 0; i < rows; i++) total += w.sums[i];
   for (int64_t i = 0; i < rows; i++) {
     w.factors[i] =
-        m->args->row_equilibrate ? sqrt(total / (double)rows) / fmax(sqrt(w.sums[i]), 1e-6) : 1.0;
+        m->args->row_equilibrate ? lm_muon_equilibrate(w.sums[i], total, (double)rows) : 1.0;
     equilibrated += w.sums[i] * w.factors[i] * w.factors[i];
   }
-  const double inverse = 1.0 / (sqrt(equilibrated) * bank->polar->norm_scale + 1e-6);
+  const double inverse = lm_muon_inverse_norm(equilibrated, bank->polar->norm_scale);
   for (int64_t i = 0; i < rows; i++) w.factors[i] *= inverse;
   lm__parallel_for(rows, lm__bank_grain(bank), range_fill, &w);
 }
@@ -156,11 +156,11 @@ static void reduce_variance(lm__bank *bank, int64_t k, const lm__slot *slot) {
     lm__parallel_for(side, lm__padded(1 + LM__GRAIN / bank->rows), range_column_sums, &w);
   double total = 0, before = 0, after = 0;
   for (int64_t i = 0; i < side; i++) total += w.sums[i];
-  const double renormalise = m->args->renormalize ? sqrt(least) / fmax(sqrt(total), 1e-6) : 1.0;
+  const double renormalise = m->args->renormalize ? lm_muon_renormalize(total, least) : 1.0;
   for (int64_t i = 0; i < side; i++) {
     const double v = w.sums[i] * renormalise * renormalise / d;
-    next[i] = (float)((double)old[i] + (1.0 - m->args->beta2) * (v - (double)old[i]));
-    const double r = 1.0 / sqrt(fmax((double)next[i], 1e-10));
+    next[i] = lm_muon_second(old[i], v, 1.0 - m->args->beta2);
+    const double r = lm_muon_even_out(next[i]);
     before += v * d;
     after += v * d * r * r;
     w.sums[i] = r;

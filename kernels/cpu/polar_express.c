@@ -6,6 +6,7 @@
  * threads, or, where they are few and large, each is worked on by all.
  */
 #include "cpu/polar.h"
+#include "math/muon.h"
 
 #include <math.h>
 
@@ -208,7 +209,7 @@ static void normalise(lm__bank *bank, int64_t k, const lm__slot *slot) {
             .k = k};
   lm__parallel_for(bank->rows, lm__bank_grain(bank), range_sums, &w);
   for (int64_t i = 0; i < bank->rows; i++) total += slot->sums[i];
-  w.scale = 1.0 / (sqrt(total) * bank->polar->norm_scale + 1e-6);
+  w.scale = lm_muon_inverse_norm(total, bank->polar->norm_scale);
   lm__parallel_for(bank->rows, lm__bank_grain(bank), range_scale, &w);
 }
 

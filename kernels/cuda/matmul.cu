@@ -7,6 +7,7 @@
  * activation (B, T, C) times a weight is one product; what is left of them is a strided batch, or,
  * where no one stride crosses them, several. */
 #include "backend/cublaslt.h"
+#include "core/matrix.h"
 #include "cuda/kernel.cuh"
 
 namespace {
@@ -19,22 +20,7 @@ struct operand {
   int64_t ld;
 };
 
-bool serves(operand *o) {
-  const lm_tensor *t = &o->t;
-  const int64_t rows = t->shape[t->ndim - 2], cols = t->shape[t->ndim - 1];
-  const int64_t row = t->strides[t->ndim - 2], col = t->strides[t->ndim - 1];
-  if ((col == 1 || cols == 1) && (row >= cols || rows == 1)) {
-    o->transposed = false;
-    o->ld = rows == 1 ? cols : row;
-    return true;
-  }
-  if ((row == 1 || rows == 1) && (col >= rows || cols == 1)) {
-    o->transposed = true;
-    o->ld = cols == 1 ? rows : col;
-    return true;
-  }
-  return false;
-}
+bool serves(operand *o) { return lm__matrix_serves(&o->t, &o->transposed, &o->ld); }
 
 /* A contiguous tensor of the operand's shape, with its values if read. */
 int materialise(operand *o, int dtype, bool read) {
@@ -44,15 +30,6 @@ int materialise(operand *o, int dtype, bool read) {
   o->transposed = false;
   o->ld = o->t.shape[o->t.ndim - 1];
   return LM_OK;
-}
-
-bool overlap(const lm_tensor *a, const lm_tensor *b) {
-  int64_t last_a = 1, last_b = 1;
-  if (a->storage != b->storage) return false;
-  for (int d = 0; d < a->ndim; d++) last_a += (a->shape[d] - 1) * a->strides[d];
-  for (int d = 0; d < b->ndim; d++) last_b += (b->shape[d] - 1) * b->strides[d];
-  const char *pa = lm__pointer<char>(a), *pb = lm__pointer<char>(b);
-  return pa < pb + last_b * lm_dtype_size(b->dtype) && pb < pa + last_a * lm_dtype_size(a->dtype);
 }
 
 /* Dim d and d + 1 become one. */
@@ -171,7 +148,7 @@ extern "C" int lm__matmul_cuda(lm_tensor *out, const lm_tensor *a, const lm_tens
   const int dtype = a->dtype == LM_BF16 && b->dtype == LM_BF16 ? LM_BF16 : LM_F32;
   const bool out_serves = serves(&o[0]) && !o[0].transposed &&
                           (dtype == LM_BF16 || target.dtype == LM_F32) &&
-                          !overlap(&target, &o[1].t) && !overlap(&target, &o[2].t);
+                          !lm__overlap(&target, &o[1].t) && !lm__overlap(&target, &o[2].t);
   int status = LM_OK;
   if (!out_serves)
     status = materialise(&o[0], dtype == LM_BF16 ? target.dtype : (int)LM_F32, beta != 0.0f);

@@ -1,0 +1,35 @@
+/* Matrices: the last two dims of a tensor, as products take them. */
+#ifndef LM_CORE_MATRIX_H
+#define LM_CORE_MATRIX_H
+
+#include "core/tensor.h"
+
+/* Can a product read the matrix as it lies? *transposed: its unit stride is in the rows' dim; *ld:
+ * elements from one row (or, transposed, column) to the next. */
+static inline bool lm__matrix_serves(const lm_tensor *t, bool *transposed, int64_t *ld) {
+  const int64_t rows = t->shape[t->ndim - 2], cols = t->shape[t->ndim - 1];
+  const int64_t row = t->strides[t->ndim - 2], col = t->strides[t->ndim - 1];
+  if ((col == 1 || cols == 1) && (row >= cols || rows == 1)) {
+    *transposed = false;
+    *ld = rows == 1 ? cols : row;
+    return true;
+  }
+  if ((row == 1 || rows == 1) && (col >= rows || cols == 1)) {
+    *transposed = true;
+    *ld = cols == 1 ? rows : col;
+    return true;
+  }
+  return false;
+}
+
+/* A (rows, cols) tensor seen as (cols, rows); owns nothing. */
+static inline lm_tensor lm__transposed(const lm_tensor *t) {
+  lm_tensor turned = *t;
+  turned.shape[0] = t->shape[1];
+  turned.shape[1] = t->shape[0];
+  turned.strides[0] = t->strides[1];
+  turned.strides[1] = t->strides[0];
+  return turned;
+}
+
+#endif
