@@ -90,18 +90,18 @@ local function train_step(step)
     local multiplier = set_hyperparameters(step)
     local idx, targets = data:batch("train", rows, o.sequence_len, step)
     opt:zero_grad()
-    local sum = 0
+    local sum = lm.zeros(1, { device = o.device }) -- stays there: a number asked for is a wait for the device
     for row = 0, my_rows - 1, o.device_batch_size do
       local n = math.min(o.device_batch_size, my_rows - row)
-      sum = sum + lm.scope(function()
+      lm.scope(function()
         local loss = model:forward(idx:narrow(1, first_row + row, n), targets:narrow(1, first_row + row, n))
         loss = loss * (n * ranks / rows) -- so that the mean over the ranks is the batch's loss
         if row + n < my_rows then loss:backward() else opt:backward(loss) end
-        return loss:item()
+        sum:add_(loss:detach())
       end)
     end
     opt:step()
-    return lm.dist.mean(sum), multiplier
+    return lm.dist.mean(sum:item()), multiplier
   end)
 end
 
