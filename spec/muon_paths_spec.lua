@@ -176,13 +176,13 @@ describe("Muon's paths", function()
       for _, precision in ipairs { C.LM_PRECISION_F32, C.LM_PRECISION_BF16 } do
         args.polar.precision = precision
         lib.call(C.lm_muon_step, x.h, g.h, m.h, second.h, args)
-        lib.call(C.lm_muon_scratch, out, k, rows, cols, precision)
+        lib.call(C.lm_muon_scratch, out, C.LM_CPU, k, rows, cols, precision)
         assert.equal(last().scratch, out[0])
       end
     end
-    engine.refuses(C.LM_EINVAL, { "muon_scratch", "out is NULL" }, C.lm_muon_scratch, nil, 1, 4, 4, 0)
-    engine.refuses(C.LM_EINVAL, { "muon_scratch", "0 x 4 x 4" }, C.lm_muon_scratch, out, 0, 4, 4, 0)
-    engine.refuses(C.LM_EINVAL, { "muon_scratch", "precision = 7" }, C.lm_muon_scratch, out, 1, 4, 4, 7)
+    engine.refuses(C.LM_EINVAL, { "muon_scratch", "out is NULL" }, C.lm_muon_scratch, nil, C.LM_CPU, 1, 4, 4, 0)
+    engine.refuses(C.LM_EINVAL, { "muon_scratch", "0 x 4 x 4" }, C.lm_muon_scratch, out, C.LM_CPU, 0, 4, 4, 0)
+    engine.refuses(C.LM_EINVAL, { "muon_scratch", "precision = 7" }, C.lm_muon_scratch, out, C.LM_CPU, 1, 4, 4, 7)
   end)
 
   it("chooses by shape and precision alone when deterministic", function()
@@ -251,7 +251,7 @@ describe("Muon's paths", function()
     for message, call in pairs {
       ["set_muon_path: 9 is not in 0..3"] = function() lib.call(C.lm_set_muon_path, 9) end,
       ["set_muon_kernel: no kernel 'sse' on this CPU (auto"] = function() lib.call(C.lm_set_muon_kernel, "sse") end,
-      ["muon_choose: 0 x 4 is no shape"] = function() tuning.choose(0, 4, "f32") end,
+      ["muon_choose: 1 x 0 x 4 is no shape"] = function() tuning.choose(0, 4, "f32") end,
     } do
       local ok, found = pcall(call)
       assert.is_false(ok)
@@ -264,7 +264,7 @@ describe("Muon's paths", function()
     local rate, kernel = ffi.new("double[1]"), ffi.new("const char *[1]")
     engine.refuses(C.LM_EINVAL, { "set_muon_kernel", "NULL" }, C.lm_set_muon_kernel, nil)
     engine.refuses(C.LM_EINVAL, { "set_cpu_variant", "NULL" }, C.lm_set_cpu_variant, nil)
-    engine.refuses(C.LM_EINVAL, { "muon_choose", "out is NULL" }, C.lm_muon_choose, nil, 4, 4, 0)
+    engine.refuses(C.LM_EINVAL, { "muon_choose", "out is NULL" }, C.lm_muon_choose, nil, C.LM_CPU, 1, 4, 4, 0)
     engine.refuses(C.LM_EINVAL, { "muon_last", "out is NULL" }, C.lm_muon_last, nil)
     engine.refuses(C.LM_EINVAL, { "peak_rate", "out is NULL" }, C.lm_peak_rate, nil, kernel, 0)
     engine.refuses(C.LM_EINVAL, { "peak_rate", "kernel is NULL" }, C.lm_peak_rate, rate, nil, 0)

@@ -110,8 +110,9 @@ typedef struct lm__backend_table {
                       int64_t count);
   int (*muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                    lm_tensor *second_momentum, const lm_muon_args *args);
-  /* Seconds a matrix takes on a path (enum lm_muon_path), < 0 if it failed. */
-  double (*muon_measure)(int64_t rows, int64_t cols, int precision, int path, int steps);
+  /* See lm__measure_fn in backend/tuning.h. */
+  double (*muon_measure)(int64_t count, int64_t rows, int64_t cols, int precision, int path,
+                         int steps);
   /* Bytes that muon_step takes beside its tensors; nothing is measured for it. */
   double (*muon_scratch)(int64_t count, int64_t rows, int64_t cols, int precision);
 } lm__backend_table;

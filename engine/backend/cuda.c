@@ -287,6 +287,8 @@ static const lm__backend_table table = {
     ENTRY(adamw_step)
     ENTRY(polar_express)
     ENTRY(muon_step)
+    ENTRY(muon_measure)
+    ENTRY(muon_scratch)
 #undef ENTRY
 };
 /* clang-format on */

@@ -6,14 +6,27 @@
 
 #include "lumuon.h"
 
-/* The path for matrices (rows, cols). measure: seconds of `steps` steps on the given path, a matrix
- * of random numbers; negative where it failed; NULL: what is not known goes by the rule. */
-typedef double (*lm__measure_fn)(int64_t rows, int64_t cols, int precision, int path, int steps);
-int lm__muon_path_for(int64_t rows, int64_t cols, int precision, lm__measure_fn measure);
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Seconds a matrix takes for `steps` steps on the given path, `count` matrices of random numbers at
+ * once (the CPU decides how many itself); negative where it failed, 0 where there is no such path
+ * for the shape. */
+typedef double (*lm__measure_fn)(int64_t count, int64_t rows, int64_t cols, int precision, int path,
+                                 int steps);
+/* The path for `count` matrices (rows, cols) on a device. measure: NULL: what is not known goes by
+ * the rule. */
+int lm__muon_path_for(int device, int64_t count, int64_t rows, int64_t cols, int precision,
+                      lm__measure_fn measure);
 
 /* Forget what was measured. */
 void lm__muon_forget(void);
 
 void lm__muon_done(const lm_muon_report *report);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -426,9 +426,9 @@ LM_API int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *mome
  */
 enum lm_muon_path {
   LM_MUON_AUTO = 0,
-  LM_MUON_WRITTEN = 1, /* every product in full, by oneDNN: the reference */
-  LM_MUON_HALVES = 2,  /* packed operands; symmetric products compute half and mirror it */
-  LM_MUON_GRAM = 3,    /* halves, and several steps on the small matrices before X is multiplied */
+  LM_MUON_WRITTEN = 1, /* every product in full, by oneDNN or cuBLASLt: the reference */
+  LM_MUON_HALVES = 2,  /* symmetric products compute half and mirror it, by kernels of our own */
+  LM_MUON_GRAM = 3,    /* several steps on the small matrices before X is multiplied; CPU: halved */
   LM_MUON_PATHS = 4
 };
 LM_API const char *lm_muon_path_name(int path); /* "auto", ...; NULL for what is no path */
@@ -443,27 +443,31 @@ LM_API int lm_set_muon_kernel(const char *name);
 LM_API void lm_set_deterministic(int on);
 LM_API int lm_deterministic(void);
 
-/* How matrices (rows, cols) are done: as a step would, this measures what was not measured before.
- * precision: enum lm_precision. */
+/* How `count` matrices (rows, cols) are done on a device: as a step would, this measures what was
+ * not measured before. precision: enum lm_precision. */
 typedef struct lm_muon_choice {
   double rows, cols;
-  int precision, threads;
+  double count; /* that were multiplied at once to measure: at most 8 on a GPU, 1 on the CPU */
+  int device, precision;
+  int threads;              /* of the CPU, else 0 */
   int path, rule;           /* taken; what the fixed rule says */
   int measured;             /* 0: ms is empty */
   double ms[LM_MUON_PATHS]; /* five steps on one matrix, by path; 0 for what was not tried */
-  const char *kernel;       /* of packed products */
+  const char *kernel;       /* of halved products */
 } lm_muon_choice;
-LM_API int lm_muon_choose(lm_muon_choice *out, double rows, double cols, int precision);
+LM_API int lm_muon_choose(lm_muon_choice *out, int device, double count, double rows, double cols,
+                          int precision);
 
-/* Bytes that lm_muon_step takes on the CPU beside its tensors, for `count` matrices (rows, cols),
+/* Bytes that lm_muon_step takes on a device beside its tensors, for `count` matrices (rows, cols),
  * with the threads and path of now; a path that would be chosen by measurement goes by the rule. */
-LM_API int lm_muon_scratch(double *out, double count, double rows, double cols, int precision);
+LM_API int lm_muon_scratch(double *out, int device, double count, double rows, double cols,
+                           int precision);
 
 /* What the last lm_muon_step or lm_polar_express of this process did. */
 typedef struct lm_muon_report {
   int path;           /* enum lm_muon_path, never AUTO */
   int matrices;       /* K */
-  const char *kernel; /* of its products: "onednn", "avx512_bf16", "avx512_f32", ... */
+  const char *kernel; /* of its products: "onednn", "avx512_bf16", "cublaslt", "mma_bf16", ... */
   double operations;  /* floating point operations its products executed */
   double bytes;       /* read and written outside the products */
   double scratch;     /* bytes of memory it took beside its tensors */

@@ -221,7 +221,8 @@ int LM_KERNEL(muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *mom
             .side = rows >= cols ? rows : cols,
             .by_row = rows >= cols};
   lm__storage *sides = NULL;
-  const int path = lm__muon_path_for(rows, cols, args->polar.precision, LM_KERNEL(muon_measure));
+  const int path =
+      lm__muon_path_for(LM_CPU, count, rows, cols, args->polar.precision, LM_KERNEL(muon_measure));
   int status = LM_KERNEL(bank_new)(&m.bank, count, rows, cols, &args->polar, path);
   if (status != LM_OK) return status;
   const int64_t entries = count * m.side;

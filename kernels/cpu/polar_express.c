@@ -148,7 +148,8 @@ double LM_KERNEL(muon_scratch)(int64_t count, int64_t rows, int64_t cols, int pr
   const lm_polar_args polar = {.precision = precision};
   const int64_t side = rows > cols ? rows : cols;
   lm__bank bank;
-  describe(&bank, count, rows, cols, &polar, lm__muon_path_for(rows, cols, precision, NULL));
+  describe(&bank, count, rows, cols, &polar,
+           lm__muon_path_for(LM_CPU, count, rows, cols, precision, NULL));
   deal(&bank);
   return (double)bank.scratch_bytes + (double)count * (double)bank.matrix_bytes +
          2 * (double)count * (double)side * sizeof(float);
@@ -228,8 +229,8 @@ static void range_out(int64_t begin, int64_t end, void *arg) {
 
 int LM_KERNEL(polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args) {
   if (lm__numel(in) == 0) return LM_OK;
-  const int path =
-      lm__muon_path_for(in->shape[1], in->shape[2], args->precision, LM_KERNEL(muon_measure));
+  const int path = lm__muon_path_for(LM_CPU, in->shape[0], in->shape[1], in->shape[2],
+                                     args->precision, LM_KERNEL(muon_measure));
   return LM_KERNEL(polar_on_path)(out, in, args, path);
 }
 

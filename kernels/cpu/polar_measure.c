@@ -19,7 +19,9 @@ static void range_noise(int64_t begin, int64_t end, void *arg) {
 }
 
 /* As lm__measure_fn says. A matrix a thread where a group of them would be done so. */
-double LM_KERNEL(muon_measure)(int64_t rows, int64_t cols, int precision, int path, int steps) {
+double LM_KERNEL(muon_measure)(int64_t asked, int64_t rows, int64_t cols, int precision, int path,
+                               int steps) {
+  (void)asked;
   const int64_t smaller = rows < cols ? rows : cols;
   const double work = (double)smaller * (double)rows * (double)cols;
   const int64_t count = work < 5e8 ? lm_threads() : 1, shape[3] = {count, rows, cols};

@@ -64,7 +64,8 @@ void LM_KERNEL(rank_reduce)(int dtype, int op, int n, const void *const *sources
 int LM_KERNEL(adamw_step)(int n, lm_tensor *const *param, const lm_tensor *const *grad,
                           lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
                           const lm_adamw_args *args);
-double LM_KERNEL(muon_measure)(int64_t rows, int64_t cols, int precision, int path, int steps);
+double LM_KERNEL(muon_measure)(int64_t count, int64_t rows, int64_t cols, int precision, int path,
+                               int steps);
 double LM_KERNEL(muon_scratch)(int64_t count, int64_t rows, int64_t cols, int precision);
 int LM_KERNEL(polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args);
 int LM_KERNEL(muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,

@@ -210,17 +210,36 @@ int step(lm__bank *b, lm_tensor *param, const lm_tensor *grad, lm_tensor *moment
 }
 } // namespace
 
+namespace {
+int64_t chunks_of(int64_t rows, int64_t cols) {
+  return rows >= cols ? 1 : (rows + CHUNK - 1) / CHUNK;
+}
+size_t extra_bytes(int64_t count, int64_t rows, int64_t cols) {
+  const size_t entries = (size_t)(count * (rows >= cols ? rows : cols));
+  return entries * ((size_t)(chunks_of(rows, cols) + 1) * sizeof(double) + sizeof(float));
+}
+} // namespace
+
 extern "C" int lm__muon_step_cuda(lm_tensor *param, const lm_tensor *grad,
                                   lm_tensor *momentum_buffer, lm_tensor *second_momentum,
                                   const lm_muon_args *args) {
   lm__bank bank;
   if (lm__numel(param) == 0) return LM_OK;
-  const int64_t rows = param->shape[1], cols = param->shape[2], side = rows >= cols ? rows : cols;
-  const int64_t chunks = rows >= cols ? 1 : (rows + CHUNK - 1) / CHUNK;
-  const size_t entries = (size_t)(param->shape[0] * side);
-  LM__TRY(lm__bank_new(&bank, "muon_step", param, &args->polar,
-                       entries * ((size_t)(chunks + 1) * sizeof(double) + sizeof(float))));
-  const int status = step(&bank, param, grad, momentum_buffer, second_momentum, args, chunks);
+  const int64_t count = param->shape[0], rows = param->shape[1], cols = param->shape[2];
+  LM__TRY(lm__bank_new(&bank, "muon_step", param, &args->polar, lm__bank_path(param, &args->polar),
+                       extra_bytes(count, rows, cols)));
+  const int status =
+      step(&bank, param, grad, momentum_buffer, second_momentum, args, chunks_of(rows, cols));
+  /* G and M twice, M written, p read and written: 28; X written and read twice */
+  if (status == LM_OK)
+    lm__bank_report(&bank, (double)lm__numel(param) * (28 + 3 * lm_dtype_size(bank.dtype)));
   lm__bank_free(&bank);
   return status;
+}
+
+extern "C" double lm__muon_scratch_cuda(int64_t count, int64_t rows, int64_t cols, int precision) {
+  lm_polar_args polar = {};
+  polar.precision = precision;
+  const int path = lm__muon_path_for(LM_CUDA, count, rows, cols, precision, nullptr);
+  return (double)lm__bank_scratch(count, rows, cols, &polar, path, extra_bytes(count, rows, cols));
 }

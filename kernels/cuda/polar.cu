@@ -18,7 +18,8 @@
  *
  * The identity's part is kept apart, so that rounding does not touch it. Runs of 2, 1 and 2 steps
  * from a fresh G, as on the CPU (kernels/cpu/polar_packed.c says why): 12 m^2 n + 22 m^3 in place
- * of 20 m^2 n + 10 m^3, a sixth less at n = 3 m, where it is taken from on. */
+ * of 20 m^2 n + 10 m^3, a sixth less at n = 3 m, where the rule takes it from on; what is measured
+ * may say otherwise (backend/tuning.c). */
 #include "cuda/polar.cuh"
 
 #include "backend/cublaslt.h"
@@ -201,7 +202,15 @@ lm__cuda_product apply(const lm__bank *b, float q, const void *big_q) {
   return p;
 }
 
-int multiply(const lm__bank *b, const lm__cuda_product &p) { return lm__cuda_multiply(b->op, &p); }
+int multiply(const lm__bank *b, const lm__cuda_product &p) {
+  b->operations += 2.0 * (double)p.batch * (double)p.m * (double)p.n * (double)p.k;
+  return lm__cuda_multiply(b->op, &p);
+}
+
+int multiply_half(const lm__bank *b, const lm__symmetric_product &p) {
+  b->operations += lm__symmetric_operations(&p);
+  return lm__symmetric_multiply(b->op, &p);
+}
 
 /* q = l r + alpha q + beta p: a product has one addend, so this one goes by way of f32. */
 template <class T>
@@ -211,6 +220,7 @@ int extend(const lm__bank *b, void *out, const void *l, const void *r, float alp
   lm__cuda_product whole = square(b, b->wide, 1, l, r, 0, nullptr);
   whole.out_dtype = LM_F32;
   LM__TRY(multiply(b, whole));
+  b->moved += (double)n * (double)(sizeof(float) + 3 * sizeof(T));
   return lm__launch(
       {b->op, lm__round_blocks(n, (int64_t)LM_THREADS * lm__pack<T>::size), LM_THREADS}, add_two<T>,
       static_cast<T *>(out), static_cast<const float *>(b->wide), alpha, static_cast<const T *>(q),
@@ -226,7 +236,7 @@ int halves(const lm__bank *b, void *out, float alpha, const void *l, const void 
   p.left = l, p.right = r, p.d1 = d1, p.d2 = d2;
   p.out = out;
   p.alpha = alpha, p.beta1 = beta1, p.beta2 = beta2;
-  return lm__symmetric_multiply(b->op, &p);
+  return multiply_half(b, p);
 }
 
 int make_gram(const lm__bank *b, void *gram) {
@@ -238,7 +248,7 @@ int make_gram(const lm__bank *b, void *gram) {
   p.left = p.right = b->x;
   p.out = gram;
   p.alpha = 1;
-  return lm__symmetric_multiply(b->op, &p);
+  return multiply_half(b, p);
 }
 
 /* out = b g + c g g */
@@ -291,16 +301,12 @@ int run_length(const lm__bank *b, int i) {
   return b->path == LM_MUON_GRAM && i < 3 ? lengths[i] : 1;
 }
 
-/* Gram form below 64: the products cost next to nothing, and in bf16 rounding shows most. Half
- * products are taken where they are asked for: whether ours win against cuBLASLt's whole ones is to
- * be measured on each kind of GPU. */
-void choose_path(lm__bank *b) {
-  const int asked = lm_muon_path();
-  b->path = asked != LM_MUON_AUTO            ? asked
-            : b->m >= 64 && b->n >= 3 * b->m ? (int)LM_MUON_GRAM
-                                             : (int)LM_MUON_WRITTEN;
-  b->halves = asked == LM_MUON_HALVES && b->dtype == LM_BF16 && lm__symmetric_serves(b->m, b->n);
-  if (b->path == LM_MUON_HALVES && b->m >= 64 && b->n >= 2 * b->m) b->path = LM_MUON_GRAM;
+/* Half products from n = 2 m on are those of the Gram form; what symmetric.cu does not serve is
+ * done as written. */
+void take_path(lm__bank *b, int path) {
+  b->path = path;
+  b->halves = path == LM_MUON_HALVES && b->dtype == LM_BF16 && lm__symmetric_serves(b->m, b->n);
+  if (path == LM_MUON_HALVES && b->m >= 64 && b->n >= 2 * b->m) b->path = LM_MUON_GRAM;
   if (b->path == LM_MUON_HALVES && !b->halves) b->path = LM_MUON_WRITTEN;
 }
 
@@ -318,39 +324,70 @@ int prepare(const lm__bank *b) {
 }
 
 size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-} // namespace
 
-int lm__bank_new(lm__bank *b, const char *op, const lm_tensor *shaped, const lm_polar_args *polar,
-                 size_t extra_bytes) {
-  memset(b, 0, sizeof *b);
-  b->op = op;
+/* Sizes, the path, and where in the scratch memory everything lies. */
+void lay_out(lm__bank *b, int64_t count, int64_t rows, int64_t cols, const lm_polar_args *polar,
+             int path, size_t extra_bytes) {
   b->polar = polar;
-  b->count = shaped->shape[0], b->rows = shaped->shape[1], b->cols = shaped->shape[2];
-  b->tall = b->rows > b->cols;
-  b->m = b->tall ? b->cols : b->rows;
-  b->n = b->tall ? b->rows : b->cols;
+  b->count = count, b->rows = rows, b->cols = cols;
+  b->tall = rows > cols;
+  b->m = b->tall ? cols : rows;
+  b->n = b->tall ? rows : cols;
   b->dtype = polar->precision == LM_PRECISION_BF16 ? LM_BF16 : LM_F32;
-  choose_path(b);
+  take_path(b, path);
   const size_t size = (size_t)lm_dtype_size(b->dtype);
   const size_t whole = rounded((size_t)(b->count * b->m * b->n) * size);
   const size_t small = rounded((size_t)(b->count * b->m * b->m) * size);
-  const size_t wide =
-      b->path == LM_MUON_GRAM ? rounded((size_t)(b->count * b->m * b->m) * sizeof(float)) : 0;
+  const size_t wide = b->path == LM_MUON_GRAM && !b->halves
+                          ? rounded((size_t)(b->count * b->m * b->m) * sizeof(float))
+                          : 0;
   const size_t row = rounded((size_t)(b->count * b->rows) * sizeof(double));
-  const int squares = b->path == LM_MUON_GRAM ? 4 : 2;
-  LM__TRY(lm__cuda_scratch(
-      op, &b->memory, 2 * whole + (size_t)squares * small + wide + 2 * row + rounded(extra_bytes)));
-  char *at = static_cast<char *>(b->memory);
+  char *const first = static_cast<char *>(b->memory), *at = first;
   b->x = at, at += whole;
   b->y = at, at += whole;
-  for (int i = 0; i < squares; i++) b->gram[i] = at, at += small;
+  for (int i = 0; i < (b->path == LM_MUON_GRAM ? 4 : 2); i++) b->gram[i] = at, at += small;
   b->wide = reinterpret_cast<float *>(at), at += wide;
   b->sums = reinterpret_cast<double *>(at), at += row;
   b->factors = reinterpret_cast<double *>(at), at += row;
-  b->extra = at;
+  b->extra = at, at += rounded(extra_bytes);
+  b->scratch = (size_t)(at - first);
+}
+} // namespace
+
+int lm__bank_path(const lm_tensor *shaped, const lm_polar_args *polar) {
+  return lm__muon_path_for(LM_CUDA, shaped->shape[0], shaped->shape[1], shaped->shape[2],
+                           polar->precision, lm__muon_measure_cuda);
+}
+
+size_t lm__bank_scratch(int64_t count, int64_t rows, int64_t cols, const lm_polar_args *polar,
+                        int path, size_t extra_bytes) {
+  lm__bank b = {};
+  lay_out(&b, count, rows, cols, polar, path, extra_bytes);
+  return b.scratch;
+}
+
+int lm__bank_new(lm__bank *b, const char *op, const lm_tensor *shaped, const lm_polar_args *polar,
+                 int path, size_t extra_bytes) {
+  const int64_t *const shape = shaped->shape;
+  memset(b, 0, sizeof *b);
+  b->op = op;
+  LM__TRY(lm__cuda_scratch(
+      op, &b->memory, lm__bank_scratch(shape[0], shape[1], shape[2], polar, path, extra_bytes)));
+  lay_out(b, shape[0], shape[1], shape[2], polar, path, extra_bytes);
   const int status = polar->ns_steps > 0 ? prepare(b) : LM_OK;
   if (status != LM_OK) lm__bank_free(b);
   return status;
+}
+
+void lm__bank_report(const lm__bank *b, double bytes) {
+  lm_muon_report report = {};
+  report.path = b->halves ? (int)LM_MUON_HALVES : b->path;
+  report.matrices = (int)b->count;
+  report.kernel = b->halves ? "mma_bf16" : "cublaslt";
+  report.operations = b->operations;
+  report.bytes = bytes + b->moved;
+  report.scratch = (double)b->scratch;
+  lm__muon_done(&report);
 }
 
 void lm__bank_free(lm__bank *b) {
@@ -381,7 +418,7 @@ extern "C" int lm__polar_express_cuda(lm_tensor *out, const lm_tensor *in,
   lm__bank bank;
   lm__bank_source source = {};
   if (lm__numel(in) == 0) return LM_OK;
-  LM__TRY(lm__bank_new(&bank, "polar_express", in, args, 0));
+  LM__TRY(lm__bank_new(&bank, "polar_express", in, args, lm__bank_path(in, args), 0));
   source.grad = lm__pointer<float>(in);
   int status = lm__bank_fill(&bank, &source);
   if (status == LM_OK) status = lm__bank_run(&bank);
@@ -394,6 +431,7 @@ extern "C" int lm__polar_express_cuda(lm_tensor *out, const lm_tensor *in,
     x.storage = &storage;
     const lm_tensor *const tensors[] = {out, &x};
     status = lm__map<2, false>("polar_express", tensors, cast{});
+    lm__bank_report(&bank, (double)lm__numel(in) * (12 + 2 * lm_dtype_size(bank.dtype)));
   }
   lm__bank_free(&bank);
   return status;

@@ -2,6 +2,7 @@
 #ifndef LM_KERNELS_CUDA_POLAR_CUH
 #define LM_KERNELS_CUDA_POLAR_CUH
 
+#include "backend/tuning.h"
 #include "cuda/kernel.cuh"
 
 /* count matrices (rows, cols) f32 or bf16 side by side, and what their steps need: one block of
@@ -20,12 +21,21 @@ typedef struct lm__bank {
   double *factors;                 /* (count, rows) */
   void *extra;                     /* extra_bytes for the caller */
   void *memory;
+  size_t scratch;                   /* bytes of it */
+  mutable double operations, moved; /* of the products so far; bytes moved between them */
 } lm__bank;
 
+/* The path of a bank, of what was asked for, measured, or the rule. */
+int lm__bank_path(const lm_tensor *shaped, const lm_polar_args *polar);
 /* Everything that can be refused (memory, a product) is refused here: nothing has been launched. */
 int lm__bank_new(lm__bank *bank, const char *op, const lm_tensor *shaped,
-                 const lm_polar_args *polar, size_t extra_bytes);
+                 const lm_polar_args *polar, int path, size_t extra_bytes);
 void lm__bank_free(lm__bank *bank);
+/* What lm__bank_new will take. */
+size_t lm__bank_scratch(int64_t count, int64_t rows, int64_t cols, const lm_polar_args *polar,
+                        int path, size_t extra_bytes);
+/* For lm_muon_last: bytes read and written outside the bank's run. */
+void lm__bank_report(const lm__bank *bank, double bytes);
 
 /* x = U / (|U|_F s + 1e-6), U = g, or with m its look-ahead; rows equilibrated if asked for. Given
  * m, its next value is written. skip: a word on the device that makes this write nothing to m. */
@@ -53,6 +63,7 @@ typedef struct lm__symmetric_product {
 } lm__symmetric_product;
 /* m and k are multiples of 8; operands are aligned to 16 bytes. */
 bool lm__symmetric_serves(int64_t m, int64_t k);
+double lm__symmetric_operations(const lm__symmetric_product *product); /* that are executed */
 int lm__symmetric_multiply(const char *op, const lm__symmetric_product *product);
 
 /* A warp takes a row. */

@@ -61,6 +61,9 @@ int lm__adamw_step_cuda(int n, lm_tensor *const *param, const lm_tensor *const *
 int lm__polar_express_cuda(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args);
 int lm__muon_step_cuda(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
                        lm_tensor *second_momentum, const lm_muon_args *args);
+double lm__muon_measure_cuda(int64_t count, int64_t rows, int64_t cols, int precision, int path,
+                             int steps);
+double lm__muon_scratch_cuda(int64_t count, int64_t rows, int64_t cols, int precision);
 
 int lm__guard_cuda(int n, const lm_tensor *const *grads);
 

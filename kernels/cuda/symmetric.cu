@@ -185,6 +185,11 @@ template <bool columns> LM_GLOBAL __launch_bounds__(THREADS, 2) symmetric(args p
 
 bool lm__symmetric_serves(int64_t m, int64_t k) { return m % PIECE == 0 && k % PIECE == 0; }
 
+double lm__symmetric_operations(const lm__symmetric_product *p) {
+  const double tiles = (double)((p->m + TILE - 1) / TILE);
+  return (double)(p->count * p->k) * tiles * (tiles + 1) * TILE * TILE;
+}
+
 int lm__symmetric_multiply(const char *op, const lm__symmetric_product *p) {
   const int64_t tiles = (p->m + TILE - 1) / TILE;
   args a = {};

@@ -202,6 +202,7 @@ static cudaError_t run(const void *call) {
   const product *p = call;
   int64_t m = 0, n = 0, k = 0;
   (void)check(p, &m, &n, &k);
+  lm_emulated_tick(0, 2.0 * (double)m * (double)n * (double)k * p->layout[3].batch);
   float *memory = malloc((size_t)(k * n + k + n) * sizeof *memory);
   lm_emulated_open();
   memset(p->workspace, 0xFF, WORKSPACE);

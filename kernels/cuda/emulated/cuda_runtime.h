@@ -9,6 +9,9 @@
  *   LUMUON_EMULATED_DRIVER   "none" or "old": as a machine without a driver, or with one too old
  *   LUMUON_EMULATED_MEMORY   bytes of a device (4 GiB)
  *   LUMUON_EMULATED_ORDER    "reverse": blocks, and threads in them, run from the last to the first
+ *   LUMUON_EMULATED_LAUNCH   microseconds on the clock of events that a launch takes (2),
+ *   LUMUON_EMULATED_BLOCK    a block of its threads (0.01),
+ *   LUMUON_EMULATED_PRODUCT  10^9 operations of a product of cuBLASLt's (10)
  */
 #ifndef LM_EMULATED_CUDA_RUNTIME_H
 #define LM_EMULATED_CUDA_RUNTIME_H
@@ -78,7 +81,8 @@ cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaDeviceSynchronize(void);
 cudaError_t cudaDeviceReset(void);
 
-/* ---- streams and events: everything is done by the time a call returns ---- */
+/* ---- streams and events: everything is done by the time a call returns; events have the time of a
+ * clock that only launches and products advance, by what the environment says each takes ---- */
 
 typedef struct CUstream_st *cudaStream_t;
 typedef struct CUevent_st *cudaEvent_t;

@@ -21,6 +21,9 @@ bool lm_emulated_may_touch(const void *p, size_t bytes); /* all in one live bloc
 bool lm_emulated_is_device(const void *p);               /* an address of device memory at all */
 void lm_emulated_describe(const void *p, char *text, size_t size);
 void lm_emulated_reset_memory(void);
+/* Let the clock of events go on: a launch of so many blocks, with so many operations of cuBLASLt.
+ */
+void lm_emulated_tick(double blocks, double operations);
 double lm_emulated_setting(const char *name, double otherwise);
 
 /* All threads of all blocks; cudaErrorLaunchFailure or cudaErrorIllegalAddress where it failed. */

@@ -100,8 +100,10 @@ local function measure_polar(o, limit)
         local x = tensor.randn({ group.count, rows, cols }, { device = "cuda" })
         local seconds = timed(o.runs, 2, function() optim.polar_express(x):free() end)
         local rate = group.count * polar_operations(rows, cols) / seconds / 1e12
+        local did = steps.muon_report()
         return { name = group.name, shape = { group.count, rows, cols }, ms = seconds * 1e3, tflop_per_s = rate,
-          share_of_product = rate / limit.product_tflop_per_s }
+          share_of_product = rate / limit.product_tflop_per_s, path = did.path,
+          executed_tflop_per_s = did.operations / seconds / 1e12 }
       end)
     end
   end
@@ -122,8 +124,10 @@ local function measure_step(o, depth)
     local ours = steps.new(groups, "bf16", "cuda")
     local row = { depth = depth, ms = timed(o.runs, 3, function() ours:whole() end) * 1e3, groups = {} }
     for i, group in ipairs(groups) do
-      row.groups[i] = { name = group.name, kind = group.kind, shape = { group.count, unpack(group.sizes) },
-        ms = timed(o.runs, 3, function() ours:time(i) end) * 1e3 }
+      local ms = timed(o.runs, 3, function() ours:time(i) end) * 1e3
+      local cost = ours:cost(i)
+      row.groups[i] = { name = group.name, kind = group.kind, shape = { group.count, unpack(group.sizes) }, ms = ms,
+        path = cost.path, bytes = cost.bytes, operations = cost.operations, scratch_bytes = cost.scratch_bytes }
     end
     ours:free()
     return row
@@ -166,8 +170,8 @@ function M.run(args)
     f.adamw.gb_per_s, 100 * f.adamw.share_of_copy))
   f.polar_express = measure_polar(o, f.limits)
   for _, row in ipairs(f.polar_express) do
-    print(("Polar Express, %-10s %-16s %8.3f ms  %6.1f TFLOP/s as written, %.0f%% of the product"):format(row.name,
-      table.concat(row.shape, " x "), row.ms, row.tflop_per_s, 100 * row.share_of_product))
+    print(("Polar Express, %-10s %-16s %8.3f ms  %6.1f TFLOP/s as written, %.0f%% of the product; %s"):format(row.name,
+      table.concat(row.shape, " x "), row.ms, row.tflop_per_s, 100 * row.share_of_product, row.path))
   end
   f.optimizer, f.training = {}, {}
   for i, depth in ipairs(numbers("depths", o.depths)) do

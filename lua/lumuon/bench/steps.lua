@@ -29,15 +29,20 @@ local function adamw_cost(group)
     operations = elements(group) * ADAMW_OPERATIONS, path = "one pass" }
 end
 
---- What the last Muon step did, as the engine counted it.
-local function muon_cost(group)
+--- What the last Muon step or Polar Express did, as the engine counted it; path: "gram, cublaslt".
+function steps.muon_report()
   local did = ffi.new("lm_muon_report")
   lib.call(C.lm_muon_last, did)
+  return { path = ("%s, %s"):format(ffi.string(C.lm_muon_path_name(did.path)), ffi.string(did.kernel)),
+    bytes = did.bytes, operations = did.operations, scratch_bytes = did.scratch }
+end
+
+local function muon_cost(group)
+  local did = steps.muon_report()
   local m, n = math.min(unpack(group.sizes)), math.max(unpack(group.sizes))
   return { bytes = did.bytes, bytes_per_parameter = did.bytes / elements(group), operations = did.operations,
     operations_as_written = group.count * 5 * (4 * m * m * n + 2 * m * m * m),
-    path = ("%s, %s"):format(ffi.string(C.lm_muon_path_name(did.path)), ffi.string(did.kernel)),
-    scratch_bytes = did.scratch }
+    path = did.path, scratch_bytes = did.scratch_bytes }
 end
 
 local function write(_, f, ...) lib.call(f, ...) end

@@ -144,15 +144,14 @@ local function muon_parts(slot, rows, cols)
   return parts
 end
 
---- Bytes that the hungriest of a Muon group's engine calls takes beside its tensors: on a CPU the engine's own
--- count, on a GPU two copies of the matrices in f32.
+--- Bytes that the hungriest of a Muon group's engine calls takes beside its tensors.
 local function muon_scratch(slot)
-  local bytes, out = 0, ffi.new("double[1]")
+  local bytes, out, device = 0, ffi.new("double[1]"), lib.device_code(slot.like.device)
   local precision = slot.group.precision == "bf16" and C.LM_PRECISION_BF16 or C.LM_PRECISION_F32
   for _, part in ipairs(slot.parts) do
     local count, rows, cols = unpack(part.param:size())
-    out[0] = 8 * count * rows * cols
-    if slot.like.device == "cpu" and out[0] > 0 then lib.call(C.lm_muon_scratch, out, count, rows, cols, precision) end
+    out[0] = 0
+    if count * rows * cols > 0 then lib.call(C.lm_muon_scratch, out, device, count, rows, cols, precision) end
     bytes = math.max(bytes, out[0])
   end
   return bytes
