@@ -261,6 +261,64 @@ describe("the sharded optimizer", function()
   end
 end)
 
+describe("a checkpoint of several processes", function()
+  local folder
+  before_each(function() folder = command.folder() end)
+  after_each(function() command.remove(folder) end)
+
+  local function saving(ranks, ...)
+    return ended_well(mpi.script(ranks, "saving", { "--path=" .. folder .. "/c.safetensors", ... }))
+  end
+  local function numbers(text)
+    local list = {}
+    for n in text:gmatch("%-?%d+") do list[#list + 1] = tonumber(n) end
+    return list
+  end
+  local function left_over()
+    return command.shell("ls -A " .. folder).out
+  end
+
+  with_ranks("never holds more than one group's copy on rank 0, hardly anything on the others", function()
+    local SLACK = 4096
+    for _, ranks in ipairs { 1, 4 } do
+      local r = saving(ranks)
+      local largest = tonumber(line(r, "largest"))
+      for _, name in ipairs { "save", "each", "load" } do
+        for rank, bytes in ipairs(numbers(line(r, name))) do
+          local most = SLACK + (ranks > 1 and rank == 1 and largest or 0)
+          assert.is_true(bytes <= most, ("%s, rank %d of %d: %d, not %d"):format(name, rank - 1, ranks, bytes, most))
+        end
+      end
+      assert.equal("c.safetensors\n", left_over())
+    end
+  end)
+
+  with_ranks("fails on all ranks with one's reason, and the old file stays", function()
+    local function outcomes(...)
+      local r = saving(3, ...)
+      assert.equal("c.safetensors\n", left_over())
+      return { line(r, "outcome 0"), line(r, "outcome 1"), line(r, "outcome 2") }
+    end
+    local said = outcomes("--what=write")
+    assert.equal("false the disk is on fire", said[1])
+    for i = 2, 3 do assert.matches("^false .*checkpoint.save: rank 0: the disk is on fire$", said[i]) end
+    said = outcomes("--what=interrupt", "--who=1")
+    assert.matches("^false .*interrupted$", said[2])
+    for _, i in ipairs { 1, 3 } do assert.matches("^false .*checkpoint.save: rank 1: .*interrupted$", said[i]) end
+    said = outcomes("--what=read")
+    assert.matches("cannot open .*c.safetensors.not", said[1])
+    for i = 2, 3 do assert.matches("^false .*checkpoint.load: rank 0: .*cannot open .*c.safetensors.not", said[i]) end
+  end)
+
+  with_ranks("is still the old one when a rank is killed while a new one is written", function()
+    local r = mpi.script(3, "saving", { "--path=" .. folder .. "/c.safetensors", "--what=kill", "--who=2" })
+    assert.not_equal(0, r.code)
+    assert.is_true(r.seconds < 5, r.seconds)
+    local _, meta = lm.safetensors.load(folder .. "/c.safetensors")
+    assert.equal("1", meta.step)
+  end)
+end)
+
 describe("overlap = \"backward\"", function()
   local function run(ranks, ...) return ended_well(mpi.script(ranks, "backward", { ... })) end
 

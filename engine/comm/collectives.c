@@ -5,7 +5,7 @@
  *   reduce_scatter     each rank sends slice r to rank r, which adds them up in rank order
  *   all_gather         each rank sends its slice to all
  *   all_reduce         both; up to SMALL elements everyone sends all it has to all
- *   broadcast          a binomial tree;  gather: each rank to root
+ *   broadcast          a binomial tree;  gather: each rank to root;  scatter: root to each
  *
  * So the sum is in rank order whatever the transport's own algorithms are, each rank sends (N-1)/N
  * of the data, which is the least possible, and whoever waits knows for whom.
@@ -137,7 +137,7 @@ static const char *describe(const header *h, char *text, size_t bytes) {
   static const char *const ops[LM_DIST_OPS] = {"sum", "mean", "max", "min"};
   const bool reduces = h->kind == LM__ALL_REDUCE || h->kind == LM__REDUCE_SCATTER;
   char root[24] = "";
-  if (h->kind == LM__BROADCAST || h->kind == LM__GATHER)
+  if (h->kind == LM__BROADCAST || h->kind == LM__GATHER || h->kind == LM__SCATTER)
     (void)snprintf(root, sizeof root, ", root %d", (int)h->root);
   if (h->kind == LM__BARRIER)
     (void)snprintf(text, bytes, "barrier '%s'", h->label);
@@ -341,6 +341,22 @@ static int gather(const lm__collective *c, double deadline) {
   return LM_OK;
 }
 
+static int scatter(const lm__collective *c, double deadline) {
+  const int64_t bytes = c->count * lm_dtype_size(c->dtype);
+  batch b = {0};
+  LM__TRY(meet(c, deadline));
+  if (rank == c->root) {
+    for (int r = 0; r < size; r++)
+      if (r != rank) LM__TRY(post(&b, true, r, c->out + r * bytes, bytes));
+    memmove(c->data, c->out + rank * bytes, (size_t)bytes);
+  } else {
+    LM__TRY(post(&b, false, c->root, c->data, bytes));
+  }
+  LM__TRY(wait_all(c, &b, deadline));
+  batch_free(&b);
+  return LM_OK;
+}
+
 static int start(int *own_rank, int *world_size, double deadline) {
   LM__TRY(via->start(own_rank, world_size, deadline));
   rank = *own_rank;
@@ -362,7 +378,7 @@ static lm__comm_table table = {
     .start = start,
     .stop = stop,
     .abort = abort_job,
-    .run = {barrier, all_reduce, reduce_scatter, all_gather, broadcast, gather},
+    .run = {barrier, all_reduce, reduce_scatter, all_gather, broadcast, gather, scatter},
     .meet = meet,
 };
 

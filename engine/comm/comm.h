@@ -21,6 +21,7 @@ enum lm__collective_kind {
   LM__ALL_GATHER,
   LM__BROADCAST,
   LM__GATHER,
+  LM__SCATTER,
   LM__COLLECTIVES
 };
 enum { LM__LABEL = 64 };
@@ -28,8 +29,8 @@ enum { LM__LABEL = 64 };
 typedef struct lm__collective {
   int kind, op, dtype, root, device;
   int64_t count; /* elements of data */
-  char *data;    /* in place; gather: what this rank gives */
-  char *out;     /* gather on root: world_size * count elements */
+  char *data;    /* in place; gather: what this rank gives; scatter: what it gets */
+  char *out;     /* gather and scatter on root: world_size * count elements */
   char label[LM__LABEL];
 } lm__collective;
 

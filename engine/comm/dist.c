@@ -179,6 +179,23 @@ int lm_dist_gather(lm_work **out, lm_tensor *whole, const lm_tensor *part, int r
   return lm__queue_issue(out, &c, part->storage, receives ? whole->storage : NULL);
 }
 
+int lm_dist_scatter(lm_work **out, lm_tensor *part, const lm_tensor *whole, int root,
+                    const char *label) {
+  const bool gives = root == world_rank;
+  *out = NULL;
+  LM__TRY(need("scatter", part));
+  LM__TRY(need_root("scatter", root));
+  if (gives) LM__TRY(need("scatter", whole));
+  if (part->device != LM_CPU || (gives && whole->device != LM_CPU))
+    return lm__fail(LM_EDEVICE, "scatter: takes tensors on the cpu; use :to(\"cpu\")");
+  if (gives && (whole->dtype != part->dtype || lm__numel(whole) != lm__numel(part) * world_size))
+    return lm__fail(LM_ESHAPE, "scatter: %s does not hold %d times %s", lm__describe(whole),
+                    world_size, lm__describe(part));
+  lm__collective c = describe(LM__SCATTER, part, 0, root, label);
+  if (gives) c.out = lm__data(whole);
+  return lm__queue_issue(out, &c, part->storage, gives ? whole->storage : NULL);
+}
+
 int lm_dist_barrier(lm_work **out, const char *label) {
   *out = NULL;
   return issue(out, LM__BARRIER, NULL, 0, 0, label);

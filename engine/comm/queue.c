@@ -57,8 +57,8 @@ double lm__clock(void) {
 }
 
 const char *lm__collective_name(int kind) {
-  static const char *const names[LM__COLLECTIVES] = {"barrier",    "all_reduce", "reduce_scatter",
-                                                     "all_gather", "broadcast",  "gather"};
+  static const char *const names[LM__COLLECTIVES] = {
+      "barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "gather", "scatter"};
   return kind >= 0 && kind < LM__COLLECTIVES ? names[kind] : "?";
 }
 

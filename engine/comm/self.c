@@ -25,11 +25,18 @@ static int gather(const lm__collective *c, double deadline) {
   return LM_OK;
 }
 
+static int scatter(const lm__collective *c, double deadline) {
+  (void)deadline;
+  if (c->out != c->data)
+    memmove(c->data, c->out, (size_t)c->count * (size_t)lm_dtype_size(c->dtype));
+  return LM_OK;
+}
+
 const lm__comm_table lm__comm_self = {
     .name = "self",
     .start = start,
     .stop = stop,
     .abort = abort_job,
-    .run = {nothing, nothing, nothing, nothing, nothing, gather},
+    .run = {nothing, nothing, nothing, nothing, nothing, gather, scatter},
     .meet = nothing,
 };

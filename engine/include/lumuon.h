@@ -549,6 +549,10 @@ LM_API int lm_dist_broadcast(lm_work **out, lm_tensor *t, int root, const char *
 /* whole, on rank root (NULL elsewhere) = the ranks' parts behind each other. */
 LM_API int lm_dist_gather(lm_work **out, lm_tensor *whole, const lm_tensor *part, int root,
                           const char *label);
+/* The reverse: part = this rank's of the parts that lie behind each other in rank root's whole
+ * (NULL elsewhere). On the CPU. */
+LM_API int lm_dist_scatter(lm_work **out, lm_tensor *part, const lm_tensor *whole, int root,
+                           const char *label);
 LM_API int lm_dist_barrier(lm_work **out, const char *label);
 
 /* Block until done; the collective's own error, or LM_EINTERRUPT (it goes on then; wait again). */
@@ -571,6 +575,9 @@ LM_API const char *lm_safetensors_name(const lm_safetensors *file, int i);
 /* A tensor of its own with the bytes of entry i. LM_ENOTSUP for what the format has and Lumuon has
  * not (I64, nine dims); a given *out is partly written if the copying fails or is interrupted. */
 LM_API int lm_safetensors_read(lm_tensor **out, const lm_safetensors *file, int i);
+/* Entry i's dtype, ndim and shape (room for LM_MAX_DIMS), where such a tensor can be read. */
+LM_API int lm_safetensors_shape(const lm_safetensors *file, int i, int *dtype, int *ndim,
+                                int64_t *shape);
 LM_API int lm_safetensors_meta_count(const lm_safetensors *file);
 LM_API const char *lm_safetensors_meta_key(const lm_safetensors *file, int i);
 LM_API const char *lm_safetensors_meta_value(const lm_safetensors *file, int i);
@@ -579,6 +586,20 @@ LM_API const char *lm_safetensors_meta_value(const lm_safetensors *file, int i);
 LM_API int lm_safetensors_save(const char *path, int n, const char *const *names,
                                const lm_tensor *const *tensors, int m, const char *const *keys,
                                const char *const *values);
+
+/* The same with the tensors' bytes coming one after the other, in any order: what they are is
+ * known beforehand. shapes: all tensors' sizes behind each other, ndims[i] of tensor i. */
+typedef struct lm_safetensors_writer lm_safetensors_writer;
+LM_API int lm_safetensors_create(lm_safetensors_writer **out, const char *path, int n,
+                                 const char *const *names, const int *dtypes, const int *ndims,
+                                 const int64_t *shapes, int m, const char *const *keys,
+                                 const char *const *values);
+/* Tensor i of those is t: contiguous, on the CPU, of the dtype and shape that were said; once. */
+LM_API int lm_safetensors_put(lm_safetensors_writer *writer, int i, const lm_tensor *t);
+/* Once all were put: flush and rename. The writer is gone afterwards, whatever is returned. */
+LM_API int lm_safetensors_commit(lm_safetensors_writer *writer);
+/* Remove what was written; path is as it was, and the writer gone. NULL is fine. */
+LM_API void lm_safetensors_abandon(lm_safetensors_writer *writer);
 
 /* ---- token shards
  * ---------------------------------------------------------------------------------------------- */

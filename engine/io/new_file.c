@@ -84,26 +84,42 @@ static int open_temporary(lm__new_file *file, const char *path, mode_t mode) {
   return LM_OK;
 }
 
+/* A disk that is too full says so before anything was computed or sent for this file; file systems
+ * that cannot promise room (EOPNOTSUPP) say it when they are written to. */
+static int reserve(const lm__new_file *file, const char *path, uint64_t bytes) {
+  if (bytes == 0 || fallocate(file->fd, 0, 0, (off_t)bytes) == 0) return LM_OK;
+  return errno == ENOSPC || errno == EDQUOT ? fail(file, path, errno) : LM_OK;
+}
+
 int lm__new_file_begin(lm__new_file *file, const char *op, const char *path, uint64_t bytes) {
   mode_t mode = 0;
   *file = (lm__new_file){.op = op, .fd = -1};
   int status = find_target(file, path, &mode);
   if (status == LM_OK) status = check_size_limit(file, path, bytes);
   if (status == LM_OK) status = open_temporary(file, path, mode);
+  if (status == LM_OK) status = reserve(file, path, bytes);
   if (status != LM_OK) lm__new_file_abandon(file);
   return status;
 }
 
-int lm__new_file_write(lm__new_file *file, const void *data, size_t bytes) {
+int lm__new_file_write_at(lm__new_file *file, uint64_t offset, const void *data, size_t bytes) {
   const char *from = data;
   while (bytes > 0) {
     LM__TRY(lm__begin(file->op, 0));
-    const ssize_t n = write(file->fd, from, bytes < WRITE_CHUNK ? bytes : WRITE_CHUNK);
+    const ssize_t n =
+        pwrite(file->fd, from, bytes < WRITE_CHUNK ? bytes : WRITE_CHUNK, (off_t)offset);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return fail(file, file->target, errno);
     from += n;
+    offset += (uint64_t)n;
     bytes -= (size_t)n;
   }
+  return LM_OK;
+}
+
+int lm__new_file_write(lm__new_file *file, const void *data, size_t bytes) {
+  LM__TRY(lm__new_file_write_at(file, file->end, data, bytes));
+  file->end += bytes;
   return LM_OK;
 }
 

@@ -12,14 +12,17 @@ typedef struct lm__new_file {
   char *temporary; /* beside it, ".lumuon-XXXXXXXXXXXXXXXX.tmp" */
   char *folder;    /* that both are in */
   int fd;
+  uint64_t end; /* behind what lm__new_file_write wrote */
 } lm__new_file;
 
 /* Make the temporary file. bytes: how long the file will be. Refused where path is a folder, a
- * device or write-protected. The file gets the mode of the one it replaces, or 0666 less the umask.
- * Only after LM_OK is there anything to commit or abandon. */
+ * device or write-protected, and where the disk says now that it has not the room. The file gets
+ * the mode of the one it replaces, or 0666 less the umask. Only after LM_OK is there anything to
+ * commit or abandon. */
 int lm__new_file_begin(lm__new_file *file, const char *op, const char *path, uint64_t bytes);
-/* Polls lm_interrupted(). */
+/* Behind what was written so far, or at an offset. Both poll lm_interrupted(). */
 int lm__new_file_write(lm__new_file *file, const void *data, size_t bytes);
+int lm__new_file_write_at(lm__new_file *file, uint64_t offset, const void *data, size_t bytes);
 /* Flush, rename, flush the folder; ends with lm__new_file_abandon in any case. */
 int lm__new_file_commit(lm__new_file *file);
 /* Close and remove what is left of the temporary file; path is as it was. */

@@ -339,9 +339,8 @@ static int copy_data(const lm_safetensors *file, const entry *e, char *to) {
   return LM_OK;
 }
 
-int lm_safetensors_read(lm_tensor **out, const lm_safetensors *file, int i) {
-  bool fresh = false;
-  LM__TRY(lm__begin("safetensors", 0));
+/* Entry i, if there are tensors for such. */
+static int readable(const entry **out, const lm_safetensors *file, int i) {
   if (!file) return lm__fail(LM_EINVAL, "safetensors: the file is closed");
   if (i < 0 || i >= file->count)
     return lm__fail(LM_EINDEX, "safetensors: '%s' has %d tensors, counted from 0; there is no %d",
@@ -357,6 +356,24 @@ int lm_safetensors_read(lm_tensor **out, const lm_safetensors *file, int i) {
     return lm__fail(LM_ENOTSUP,
                     "safetensors: '%s': tensor '%s' has %zu dims, not supported here; up to %d are",
                     lm__shown(file->path), lm__shown(e->name), e->ndim, LM_MAX_DIMS);
+  *out = e;
+  return LM_OK;
+}
+
+int lm_safetensors_shape(const lm_safetensors *file, int i, int *dtype, int *ndim, int64_t *shape) {
+  const entry *e = NULL;
+  LM__TRY(readable(&e, file, i));
+  *dtype = e->dtype->dtype;
+  *ndim = (int)e->ndim;
+  memcpy(shape, e->shape, e->ndim * sizeof *shape);
+  return LM_OK;
+}
+
+int lm_safetensors_read(lm_tensor **out, const lm_safetensors *file, int i) {
+  const entry *e = NULL;
+  bool fresh = false;
+  LM__TRY(lm__begin("safetensors", 0));
+  LM__TRY(readable(&e, file, i));
   LM__TRY(
       lm__prepare_out("safetensors", out, &fresh, e->dtype->dtype, LM_CPU, (int)e->ndim, e->shape));
   int status = lm__need_contiguous("safetensors", "the result", *out);

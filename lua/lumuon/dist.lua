@@ -115,6 +115,14 @@ function dist.gather(part, whole, options)
     label_of(part, options))
 end
 
+--- The reverse: part, on the CPU, = this rank's of the parts in rank `root`'s whole.
+function dist.scatter(part, whole, options)
+  tensor.live(part, "scatter")
+  options = check_options("scatter", options)
+  return issue(C.lm_dist_scatter, part, options, part.h, whole and whole.h, root_of("scatter", options),
+    label_of(part, options))
+end
+
 --- Until every rank is here.
 function dist.barrier(options)
   options = check_options("barrier", options)
@@ -156,6 +164,34 @@ function dist.all_strings(text, label)
   lengths:free()
   all:free()
   return list
+end
+
+--- f(...), unless there is a problem already. Returns that or f's error, a message; nil where all is well. For what
+-- only one rank can fail at: check_all() tells the others, so that none waits for a rank that has left.
+function dist.attempt(problem, f, ...)
+  if problem then return problem end
+  local ok, message = pcall(f, ...)
+  if ok then return nil end
+  if C.lm_dist_world_size() > 1 then C.lm_interrupt_clear() end -- Ctrl-C has been told: the message says so
+  return tostring(message)
+end
+
+--- Raise on every rank if one of them has a problem, a message; nil where all is well.
+function dist.check_all(what, problem)
+  if C.lm_dist_world_size() == 1 then
+    if problem then error(problem, 0) end
+    return
+  end
+  if C.lm_interrupted() ~= 0 then -- the others must be told before this rank leaves
+    C.lm_interrupt_clear()
+    problem = problem or "interrupted"
+  end
+  for rank, text in ipairs(dist.all_strings(problem or "", what)) do
+    if text ~= "" then
+      if problem then error(problem, 0) end
+      raise("%s: rank %d: %s", what, rank - 1, text)
+    end
+  end
 end
 
 local function lines_of(text)

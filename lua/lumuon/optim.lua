@@ -25,6 +25,7 @@ local options = require "lumuon.optim.options"
 local banks = require "lumuon.optim.banks"
 local sharded = require "lumuon.optim.sharded"
 local overlap = require "lumuon.optim.overlap"
+local state = require "lumuon.optim.state"
 local dist = require "lumuon.dist"
 local ffi, C, raise = lib.ffi, lib.C, lib.raise
 
@@ -117,14 +118,10 @@ local function check_params(i, group, seen)
   end
 end
 
-local function blocks_text(blocks)
-  return type(blocks) == "table" and table.concat(blocks, ", ") or tostring(blocks)
-end
-
 --- What a group needs beside the user's table: its parameters by name, and their state.
 local function make_slot(i, group)
   local slot = { kind = group.kind, index = i, group = group, params = {}, keys = {},
-    blocks = blocks_text(group.blocks) }
+    blocks = banks.blocks_text(group.blocks) }
   for j, p in ipairs(group.params) do
     slot.params[j] = p
     slot.keys[j] = key_of(p, i, j)
@@ -285,9 +282,9 @@ local function check_groups(self)
       end
     end
     options.check(i, group)
-    if blocks_text(group.blocks) ~= slot.blocks then
+    if banks.blocks_text(group.blocks) ~= slot.blocks then
       raise("%s: blocks cannot change from {%s} to {%s}; make a new optimizer", options.group_label(i, group),
-        slot.blocks, blocks_text(group.blocks))
+        slot.blocks, banks.blocks_text(group.blocks))
     end
     banks.refresh(slot, self.flight ~= nil)
   end
@@ -360,44 +357,31 @@ function MuonAdamW:state(p)
     for j, own in ipairs(slot.params) do
       if own == p then
         if next(slot.state[j]) == nil then sharded.refuse_state(slot.keys[j]) end
-        local state = {} -- a table of their own: another tensor put into it would not be the optimizer's
-        for name, t in pairs(slot.state[j]) do state[name] = t end
-        return state
+        local copy = {} -- a table of their own: another tensor put into it would not be the optimizer's
+        for name, t in pairs(slot.state[j]) do copy[name] = t end
+        return copy
       end
     end
   end
   raise("state: not a parameter of this optimizer")
 end
 
---- Plain numbers and lists, copied.
-local function copied(value)
-  if type(value) ~= "table" then return value end
-  local c = {}
-  for k, v in pairs(value) do c[k] = copied(v) end
-  return c
-end
-
 --- All that a later run needs to go on exactly: { step = n, param_groups = { { kind =, lr =, ...,
--- params = { names } } }, state = { name = { exp_avg = tensor, ... } } }. The tensors are copies;
--- with { views = true } they are the live ones, for saving without twice the memory.
+-- params = { names } } }, state = { name = { exp_avg = tensor, ... } } }. The tensors are copies (of several
+-- ranks: in the CPU's memory, on rank 0; the others get nil, and all must call it). how:
+--   views = true     the live tensors instead, where they are this process's
+--   each = f         f(parameter's name, entry's name, tensor) for one after the other instead of the state; a
+--                    tensor is gone after its call, so that a group's is held at most
 function MuonAdamW:state_dict(how)
-  local dict = { step = self.steps, param_groups = {}, state = {} }
-  for i, slot in ipairs(self.slots) do
-    local group = {}
-    for name, value in pairs(slot.group) do
-      if name ~= "params" then group[name] = copied(value) end
-    end
-    group.params = copied(slot.keys)
-    dict.param_groups[i] = group
-    local collected = self.units and sharded.collect(slot)
-    for j, key in ipairs(slot.keys) do
-      local entry = collected and collected[j] or {}
-      if not collected then
-        for name, t in pairs(slot.state[j]) do entry[name] = how and how.views and t or t:clone() end
-      end
-      dict.state[key] = entry
-    end
-  end
+  local each = type(how) == "table" and how.each
+  local dict = { step = self.steps, param_groups = {}, state = not each and {} or nil }
+  for i, slot in ipairs(self.slots) do dict.param_groups[i] = state.group(slot) end
+  local several, copies = dist.world_size() > 1, not (how and how.views)
+  state.take(self, each or function(key, name, t, live)
+    if live and copies then t = t:clone() end
+    dict.state[key] = dict.state[key] or {}
+    dict.state[key][name] = several and t:keep() or t
+  end, "state_dict")
   if dist.rank() > 0 then return nil end
   return dict
 end
@@ -411,8 +395,8 @@ function MuonAdamW:state_bytes()
       add(slot.momentum)
       add(slot.second)
     else
-      for j, state in ipairs(slot.state) do
-        local own = slot.large and slot.large[j] or state
+      for j, whole in ipairs(slot.state) do
+        local own = slot.large and slot.large[j] or whole
         add(own.exp_avg)
         add(own.exp_avg_sq)
       end
@@ -433,83 +417,11 @@ function MuonAdamW:assignment()
   return sharded.assignment(self)
 end
 
-local function load_problem(format, ...) raise("load_state_dict: " .. format, ...) end
-
---- The group's hyperparameters as the dict has them, checked.
-local function check_loaded_group(slot, given)
-  local i, label = slot.index, options.group_label(slot.index, slot.group)
-  if type(given) ~= "table" or given.kind ~= slot.kind then
-    load_problem("group %d is of kind %s, here it is %s", i,
-      type(given) == "table" and tostring(given.kind) or type(given), label)
-  end
-  local names = type(given.params) == "table" and given.params or {}
-  for j = 1, math.max(#names, #slot.keys) do
-    if names[j] ~= slot.keys[j] then
-      load_problem("param %d of %s is %s, in the state it is %s", j, label, tostring(slot.keys[j]), tostring(names[j]))
-    end
-  end
-  local group = {}
-  for name, value in pairs(given) do group[name] = copied(value) end
-  group.params = slot.group.params
-  options.check(i, group)
-  if blocks_text(group.blocks) ~= slot.blocks then
-    load_problem("%s has blocks = {%s}, the state {%s}", label, slot.blocks, blocks_text(group.blocks))
-  end
-  return group
-end
-
-local function check_loaded_state(key, own, given)
-  if type(given) ~= "table" then load_problem("no state for %s", key) end
-  for name, needed in pairs(own) do
-    local other = given[name]
-    if not lib.is_tensor(other) or other.h == nil then load_problem("%s of %s is missing", name, key) end
-    if other:describe() ~= needed then
-      load_problem("%s of %s is %s, needs %s", name, key, other:describe(), needed)
-    end
-  end
-  for name in pairs(given) do
-    if not own[name] then load_problem("%s has an unknown entry '%s'", key, tostring(name)) end
-  end
-end
-
 --- Go on where state_dict() was taken: step count, hyperparameters, moments. Everything is checked
--- before anything is written. Parameters themselves are the model's to load. Every rank gives the whole dict
--- and takes its part. Without param_groups the hyperparameters stay as they are.
+-- before anything is written. Parameters themselves are the model's to load. Of several ranks rank 0's dict is
+-- everyone's, and the others may give nil. Without param_groups the hyperparameters stay as they are.
 function MuonAdamW:load_state_dict(dict)
-  local saved = type(dict) == "table" and dict.param_groups
-  if type(dict) ~= "table" or (saved ~= nil and type(saved) ~= "table") or type(dict.state) ~= "table" then
-    load_problem("expected a table made by state_dict()")
-  end
-  if not lib.is_whole(dict.step) or dict.step < 0 then
-    load_problem("step = %s is not a whole number >= 0", tostring(dict.step))
-  end
-  if saved and #saved ~= #self.slots then
-    load_problem("%d groups, the optimizer has %d", #saved, #self.slots)
-  end
-  local groups, known = {}, {}
-  for i, slot in ipairs(self.slots) do
-    groups[i] = saved and check_loaded_group(slot, saved[i]) or {}
-    banks.refresh(slot)
-    for j, key in ipairs(slot.keys) do
-      check_loaded_state(key, banks.describe_state(slot, j), dict.state[key])
-      known[key] = true
-    end
-  end
-  for key in pairs(dict.state) do
-    if not known[key] then load_problem("state for %s, which no group has", tostring(key)) end
-  end
-  local progress = { done = 0, interrupted = false }
-  for i, slot in ipairs(self.slots) do
-    for j, key in ipairs(slot.keys) do
-      for name, t in pairs(slot.state[j]) do write(progress, C.lm_copy, t.h, dict.state[key][name].h) end
-      if slot.large and slot.large[j] then
-        sharded.load_slice(slot.large[j], dict.state[key], write, progress)
-      end
-    end
-    for name, value in pairs(groups[i]) do slot.group[name] = value end
-  end
-  self.steps = dict.step
-  if progress.interrupted then C.lm_interrupt() end
+  state.load(self, dict)
   return self
 end
 

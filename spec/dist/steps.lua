@@ -60,7 +60,7 @@ if o.load ~= "" then
       dict.state[name][entry] = value
     end
   end
-  opt:load_state_dict(dict)
+  opt:load_state_dict(rank == 0 and dict or nil)
 end
 
 -- The mean over the ranks of base + (rank's share): the shares cancel, exactly where they are whole numbers.

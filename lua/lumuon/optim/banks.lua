@@ -30,6 +30,10 @@ local function slices(slot, rows)
   return blocks
 end
 
+function banks.blocks_text(blocks)
+  return type(blocks) == "table" and table.concat(blocks, ", ") or tostring(blocks)
+end
+
 --- Refuse what Muon cannot take, by the parameter's name.
 function banks.check(slot)
   local label, first = options.group_label(slot.index, slot.group), slot.params[1]
@@ -102,12 +106,12 @@ end
 
 function banks.second_view(slot, entries) return entries:view(second_sizes(slot)) end
 
---- What state parameter j has: name -> "f32 (2, 3)".
-function banks.describe_state(slot, j)
-  local like = slot.params[j]:describe()
+--- What state parameter j has: name -> { dtype =, sizes = }.
+function banks.state_shapes(slot, j)
+  local p = slot.params[j]
+  local like = { dtype = p:dtype(), sizes = p:size() }
   if slot.kind == "adamw" then return { exp_avg = like, exp_avg_sq = like } end
-  return { momentum_buffer = like,
-    second_momentum_buffer = ("f32 (%s)"):format(table.concat(second_sizes(slot), ", ")) }
+  return { momentum_buffer = like, second_momentum_buffer = { dtype = "f32", sizes = second_sizes(slot) } }
 end
 
 --- Second momenta, and what is given to the engine. Equal pieces of every matrix are the bank under another

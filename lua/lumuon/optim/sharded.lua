@@ -333,54 +333,7 @@ function sharded.assignment(opt)
   return table.concat(lines, "\n")
 end
 
--- ---- state ---------------------------------------------------------------------------------------------------
-
---- The ranks' parts of t behind each other on rank 0, nil elsewhere.
-local function gathered(part, label)
-  local sizes, whole = part:size(), nil
-  sizes[1] = sizes[1] * dist.world_size()
-  if dist.rank() == 0 then whole = tensor.empty(sizes, { dtype = part:dtype(), device = part:device() }) end
-  dist.gather(part, whole, { label = label })
-  return whole
-end
-
---- The state of a group's parameters, on rank 0: a list of { name = tensor } in their order. Empty elsewhere.
-function sharded.collect(slot)
-  local entries, first = {}, dist.rank() == 0
-  if slot.kind == "muon" then
-    local label = "state of " .. options.group_label(slot.index, slot.group)
-    local momentum, second = gathered(slot.momentum, label), gathered(slot.second, label)
-    for j = 1, first and #slot.params or 0 do
-      local place = slot.deal.places[j]
-      entries[j] = { momentum_buffer = momentum:select(1, place),
-        second_momentum_buffer = banks.second_view(slot, second:select(1, place)) }
-    end
-    return entries
-  end
-  for j, p in ipairs(slot.params) do
-    local large, entry = slot.large[j], {}
-    for _, name in ipairs { "exp_avg", "exp_avg_sq" } do
-      if large then
-        local whole = gathered(large[name], "state of " .. slot.keys[j])
-        entry[name] = whole and whole:narrow(1, 1, large.numel):view(p:size())
-      elseif first then
-        entry[name] = slot.state[j][name]:clone()
-      end
-    end
-    if first then entries[j] = entry end
-  end
-  return entries
-end
-
---- This rank's slice of a large tensor's state from the whole.
-function sharded.load_slice(large, entry, write, progress)
-  local n = math.min(large.slice, large.numel - large.first + 1)
-  if n <= 0 then return end
-  for _, name in ipairs { "exp_avg", "exp_avg_sq" } do
-    local from = entry[name]:contiguous():view(-1):narrow(1, large.first, n)
-    write(progress, C.lm_copy, large[name]:narrow(1, 1, n).h, from.h)
-  end
-end
+-- ---- checks -----------------------------------------------------------------------------------------------
 
 --- true; or false and which parameter differs first, and between which ranks.
 function sharded.audit(opt)
