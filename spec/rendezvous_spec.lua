@@ -258,13 +258,55 @@ describe("the rendezvous", function()
   end)
 
   it("takes no notice of a file that an earlier job left, or of anything else there", function()
-    local old = "lumuon1\nkey 00112233445566778899aabbccddeeff\nport %d\nname %s\naddress 127.0.0.1\nend\n"
-    for _, text in ipairs { old:format(1, "x"), old:format(99999, "x"), ("x"):rep(9999), "lumuon1\nkey zz\nport -1\n\0",
+    local old = "lumuon2\nkey 00112233445566778899aabbccddeeff\nport %d\nname %s\naddress 127.0.0.1\nend\n"
+    for _, text in ipairs { old:format(1, "x"), old:format(99999, "x"), ("x"):rep(9999), "lumuon2\nkey zz\nport -1\n\0",
       "" } do
       command.write(folder .. "/meet", text)
       all_ended_well(script(2, "mismatch", { "--start=0.5" }, { env = function(rank)
         return by_file() .. (rank == 0 and " sh -c " .. command.quote("sleep 0.3; exec \"$0\" \"$@\"") or "")
       end }))
+    end
+  end)
+
+  it("leaves a silent stranger at an old file's port for the new file's", function()
+    local port = processes.port()
+    command.write(folder .. "/meet", ("lumuon2\nkey 00112233445566778899aabbccddeeff\nport %d\nname x\n"
+      .. "address 127.0.0.1\nend\n"):format(port))
+    local stranger = ("%s run spec/dist/idle.lua --listen=%d & p=$!; sleep 0.7; "):format(command.quote(command.lumuon),
+      port)
+    local r = script(2, "mismatch", { "--start=3" }, { env = function(rank)
+      return by_file() .. " sh -c " .. command.quote(rank == 0 and stranger .. "\"$0\" \"$@\"; c=$?; kill $p; exit $c"
+        or "sleep 0.3; exec \"$0\" \"$@\"")
+    end })
+    all_ended_well(r)
+  end)
+
+  it("sees at once that a rank has died before it called the others", function()
+    local port = processes.port()
+    local hello = "printf 'lumuon2\\0\\2\\0\\0\\0\\3\\0\\0\\0'; head -c 208 /dev/zero"
+    local dies = ("for i in 1 2 3 4 5 6 7 8 9; do exec 3<>/dev/tcp/127.0.0.1/%d && { %s; } >&3 && head -c 672 <&3 && "
+      .. "break; sleep 0.1; done >/dev/null 2>&1; exit 9"):format(port, hello)
+    local r = none_ended_well(script(3, "mismatch", { "--start=20" }, { env = function(rank)
+      return by_port(port) .. (rank == 2 and " bash -c " .. command.quote(dies) or "")
+    end }))
+    assert.matches("rank 0: [^\n]*the connection to rank 2 is gone", r.err)
+    assert.is_true(r.seconds < 5, r.seconds)
+  end)
+
+  it("is at a port that the system also gives to those who call and to those who listen", function()
+    local few = "ip link set lo up; sysctl -qw net.ipv4.ip_local_port_range='40000 40003'; "
+    if command.shell("unshare -n sh -c " .. command.quote(few)).code ~= 0 then
+      pending("needs the right to make a network of its own")
+      return
+    end
+    for _, port in ipairs { 40001, 40002 } do -- who listens is given odd ones, who calls even ones
+      local function rank(n)
+        return ("RANK=%d WORLD_SIZE=2 OMP_NUM_THREADS=1 %s %s run spec/dist/mismatch.lua --start=6"):format(n,
+          by_port(port), command.quote(command.lumuon))
+      end
+      local both = ("%s %s & p=$!; sleep 1; %s; c=$?; wait $p && exit $c"):format(few, rank(1), rank(0))
+      local r = command.shell("unshare -n sh -c " .. command.quote(both))
+      assert.equal(0, r.code, r.err)
     end
   end)
 

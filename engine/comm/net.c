@@ -67,6 +67,16 @@ static int wait_for(int fd, short events, double deadline) {
   }
 }
 
+/* Nobody listens on a port that this machine also gives to those who call: the system may give a
+ * caller that very port, who then talks to itself and keeps others from listening there. */
+static bool is_itself(int fd) {
+  struct sockaddr_storage own = {0}, peer = {0};
+  socklen_t own_length = sizeof own, peer_length = sizeof peer;
+  return getsockname(fd, (struct sockaddr *)&own, &own_length) == 0 &&
+         getpeername(fd, (struct sockaddr *)&peer, &peer_length) == 0 &&
+         own_length == peer_length && memcmp(&own, &peer, own_length) == 0;
+}
+
 static int connect_to(const struct addrinfo *to, double deadline, int *error) {
   const int fd = socket(to->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) {
@@ -79,6 +89,11 @@ static int connect_to(const struct addrinfo *to, double deadline, int *error) {
     const double patience = lm__clock() + PATIENCE;
     *error = wait_for(fd, POLLOUT, deadline < patience ? deadline : patience);
     if (*error == 0) (void)getsockopt(fd, SOL_SOCKET, SO_ERROR, error, &length);
+  }
+  if (*error == 0 && is_itself(fd)) {
+    const struct linger at_once = {.l_onoff = 1};
+    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    *error = ECONNREFUSED;
   }
   if (*error == 0) return fd;
   (void)close(fd);

@@ -1,7 +1,8 @@
 /* How the ranks of a job find each other. See rendezvous.h.
  *
- * A rank connects to rank 0 and sends a `hello`; rank 0 answers with a `verdict` once all have
- * come, and everyone's lm__peer behind it. Rank 0 sees from which address each came. A rank on rank
+ * A rank connects to rank 0 and sends a `hello`; rank 0 answers at once with a `verdict`, so that
+ * nobody waits for a stranger, and with another once all have come, and everyone's lm__peer behind
+ * it. Rank 0 sees from which address each came. A rank on rank
  * 0's own machine may have come by loopback: to the others it is where rank 0 is.
  *
  * The file holds a key that rank 0 draws anew: who comes with another has read an old file. */
@@ -26,8 +27,9 @@
 #include "core/error.h"
 
 enum { MESSAGE = 320, GUESTS = 256, ADDRESSES = 16, FILE_BYTES = 4096 };
-static const char MAGIC[8] = "lumuon1";  /* the last figure: of this protocol */
+static const char MAGIC[8] = "lumuon2";  /* the last figure: of this protocol */
 static const double HELLO_PATIENCE = 10; /* seconds from connecting to the end of a hello */
+static const double ANSWER_PATIENCE = 5; /* and from there to the first verdict */
 
 typedef struct hello {
   char magic[8];
@@ -37,7 +39,7 @@ typedef struct hello {
   char blob[LM__BLOB];
 } hello;
 
-enum { READY, WRONG, STRANGER };
+enum { READY, WRONG, STRANGER, WAIT };
 typedef struct verdict {
   char magic[8];
   int32_t answer, world_size;
@@ -93,6 +95,11 @@ static int parse(const char *place, meeting_point *p) {
 int lm__rendezvous_check(const char *place) {
   meeting_point p;
   return parse(place, &p);
+}
+
+int lm__rendezvous_port(const char *place) {
+  meeting_point p;
+  return parse(place, &p) == LM_OK ? p.port : 0;
 }
 
 /* ---- the file ---- */
@@ -273,6 +280,7 @@ static int judge(host *h, int i) {
            said->rank, r->world_size, h->all[said->rank].address, from);
     return lm__fail(LM_EDIST, "rendezvous: %s", h->last_refusal);
   }
+  answer(h->guests[i].fd, WAIT, r->world_size, "");
   *member = h->guests[i].fd;
   h->came += 1;
   memcpy(h->all[said->rank].address, from, sizeof from);
@@ -367,7 +375,7 @@ static int wait_for_all(host *h, double deadline) {
 }
 
 static int serve(const lm__rendezvous *r, const meeting_point *at, const void *blob, lm__peer *all,
-                 double deadline) {
+                 int *held, double deadline) {
   host h = {.r = r, .at = *at, .all = all};
   const double patience = lm__clock() + 5; /* an earlier job may be about to leave the port */
   do {
@@ -396,7 +404,10 @@ static int serve(const lm__rendezvous *r, const meeting_point *at, const void *b
     answer(h.members[i], status ? WRONG : READY, r->world_size, status ? lm_last_error() : "");
     if (status == LM_OK)
       (void)lm__net_send(h.members[i], all, (size_t)r->world_size * sizeof *all, deadline);
-    (void)close(h.members[i]);
+    if (status == LM_OK)
+      held[i] = h.members[i];
+    else
+      (void)close(h.members[i]);
   }
   for (int i = 0; i < h.n; i++) (void)close(h.guests[i].fd);
   (void)close(h.listener);
@@ -410,9 +421,28 @@ static int serve(const lm__rendezvous *r, const meeting_point *at, const void *b
 
 enum outcome { MET, LATER, REFUSED };
 
-/* One visit to rank 0. */
+/* The file that named this place is not what it was: rank 0 may be elsewhere. */
+static bool is_outdated(const meeting_point *at) {
+  meeting_point now = *at;
+  char why[MESSAGE];
+  return at->path[0] && read_file(&now, why, sizeof why) && memcmp(now.key, at->key, LM__KEY) != 0;
+}
+
+/* The first verdict, which rank 0 gives at once: whoever is silent is not rank 0. */
+static int hear_first(int fd, verdict *v, const meeting_point *at, double deadline) {
+  const double patience = lm__clock() + ANSWER_PATIENCE;
+  if (patience < deadline) deadline = patience;
+  for (;;) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    if (poll(&p, 1, lm__net_milliseconds(deadline, 200)) > 0)
+      return lm__net_receive(fd, v, sizeof *v, deadline);
+    if (lm__clock() >= deadline || is_outdated(at)) return ETIMEDOUT;
+  }
+}
+
+/* One visit to rank 0; *held stays open where they have met. */
 static enum outcome visit(const lm__rendezvous *r, const char *name, const meeting_point *at,
-                          const void *blob, lm__peer *all, double deadline, char *why,
+                          const void *blob, lm__peer *all, int *held, double deadline, char *why,
                           size_t size) {
   hello mine = {.rank = r->rank, .world_size = r->world_size};
   verdict v;
@@ -426,7 +456,9 @@ static enum outcome visit(const lm__rendezvous *r, const char *name, const meeti
   lm__net_peer(fd, there);
   enum outcome outcome = LATER;
   int error = lm__net_send(fd, &mine, sizeof mine, deadline);
-  if (!error) error = lm__net_receive(fd, &v, sizeof v, deadline);
+  if (!error) error = hear_first(fd, &v, at, deadline);
+  const bool known = error == 0 && memcmp(v.magic, MAGIC, sizeof v.magic) == 0;
+  if (known && v.answer == WAIT) error = lm__net_receive(fd, &v, sizeof v, deadline);
   if (error == 0 && memcmp(v.magic, MAGIC, sizeof v.magic) != 0) {
     (void)snprintf(why, size, "%s port %d is not rank 0 of such a job", name, at->port);
   } else if (error == 0) {
@@ -439,9 +471,14 @@ static enum outcome visit(const lm__rendezvous *r, const char *name, const meeti
   if (error) {
     outcome = LATER;
     (void)snprintf(why, size, "%s port %d was reached, then: %s", name, at->port,
-                   error == ETIMEDOUT ? "no answer; are all ranks running?" : strerror(error));
+                   error != ETIMEDOUT ? strerror(error)
+                   : known            ? "rank 0 waits for the others; are all ranks running?"
+                                      : "no answer, as rank 0 would give at once");
   }
-  (void)close(fd);
+  if (outcome == MET)
+    *held = fd;
+  else
+    (void)close(fd);
   for (int i = 0; outcome == MET && i < r->world_size; i++) {
     all[i].address[LM__ADDRESS - 1] = 0;
     if (i == 0 || lm__net_is_loopback(all[i].address)) memcpy(all[i].address, there, sizeof there);
@@ -450,7 +487,7 @@ static enum outcome visit(const lm__rendezvous *r, const char *name, const meeti
 }
 
 static int go(const lm__rendezvous *r, const meeting_point *to, const void *blob, lm__peer *all,
-              double deadline) {
+              int *held, double deadline) {
   const double begun = lm__clock();
   long pause = 20000000; /* ns */
   char why[MESSAGE] = "";
@@ -459,7 +496,7 @@ static int go(const lm__rendezvous *r, const meeting_point *to, const void *blob
     if (!at.path[0] || read_file(&at, why, sizeof why)) {
       for (int i = 0; i < at.n_hosts; i++) {
         const enum outcome outcome =
-            visit(r, at.hosts[i], &at, blob, all, deadline, why, sizeof why);
+            visit(r, at.hosts[i], &at, blob, all, held, deadline, why, sizeof why);
         if (outcome == MET) return LM_OK;
         if (outcome == REFUSED) return lm__fail(LM_EDIST, "rendezvous: %s", why);
       }
@@ -472,8 +509,11 @@ static int go(const lm__rendezvous *r, const meeting_point *to, const void *blob
                   r->rank, r->world_size, r->place, tenths(deadline - begun), why);
 }
 
-int lm__rendezvous_meet(const lm__rendezvous *r, const void *blob, lm__peer *all, double deadline) {
+int lm__rendezvous_meet(const lm__rendezvous *r, const void *blob, lm__peer *all, int *held,
+                        double deadline) {
   meeting_point p;
+  for (int i = 0; i < r->world_size; i++) held[i] = -1;
   LM__TRY(parse(r->place, &p));
-  return r->rank == 0 ? serve(r, &p, blob, all, deadline) : go(r, &p, blob, all, deadline);
+  return r->rank == 0 ? serve(r, &p, blob, all, held, deadline)
+                      : go(r, &p, blob, all, held, deadline);
 }

@@ -225,22 +225,28 @@ static int call(int r, const lm__peer *peer, const unsigned char *key, double de
   return error ? lost(r, error) : LM_OK;
 }
 
-/* A rank that is connected already and has ended; else -1. */
-static int find_gone(void) {
-  for (int r = 0; r < meeting.world_size; r++) {
-    struct pollfd p = {.fd = others[r].fd, .events = POLLRDHUP};
-    if (p.fd >= 0 && poll(&p, 1, 0) > 0) return r;
-  }
+static bool has_ended(int fd) {
+  struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+  return fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+/* A rank that is connected already and has ended; or, to rank 0, one that has left the rendezvous
+ * and not come here. -1: none. */
+static int find_gone(const int *held) {
+  for (int r = 0; r < meeting.world_size; r++)
+    if (others[r].fd >= 0 ? has_ended(others[r].fd) : meeting.rank == 0 && has_ended(held[r]))
+      return r;
   return -1;
 }
 
-static int answer_one(int listener, const unsigned char *key, double deadline, int *expected) {
+static int answer_one(int listener, const unsigned char *key, const int *held, double deadline,
+                      int *expected) {
   struct pollfd p = {.fd = listener, .events = POLLIN};
   greeting g;
-  (void)poll(&p, 1, lm__net_milliseconds(deadline, 1000));
+  const int gone = find_gone(held); /* before accept(): who left after coming is found there */
+  (void)poll(&p, 1, lm__net_milliseconds(deadline, gone < 0 ? 200 : 500));
   const int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (fd < 0) {
-    const int gone = find_gone();
     if (gone >= 0) return lost(gone, 0);
     if (lm__clock() < deadline) return LM_OK;
     int missing = meeting.rank + 1;
@@ -268,16 +274,38 @@ static int connect_all(int listener, const card *own, double deadline) {
   card first;
   int expected = size - 1 - meeting.rank;
   lm__peer *all = calloc((size_t)size, sizeof *all);
-  if (!all) return lm__fail(LM_ENOMEM, "dist: out of memory for %d ranks", size);
+  int *held = malloc((size_t)size * sizeof *held);
+  if (!all || !held) {
+    free(all);
+    free(held);
+    return lm__fail(LM_ENOMEM, "dist: out of memory for %d ranks", size);
+  }
   memcpy(blob, own, sizeof *own);
-  int status = lm__rendezvous_meet(&meeting, blob, all, deadline);
+  int status = lm__rendezvous_meet(&meeting, blob, all, held, deadline);
   memcpy(&first, all[0].blob, sizeof first);
   for (int r = 0; r < meeting.rank && status == LM_OK; r++)
     status = call(r, &all[r], first.key, deadline);
   while (expected > 0 && status == LM_OK)
-    status = answer_one(listener, first.key, deadline, &expected);
+    status = answer_one(listener, first.key, held, deadline, &expected);
+  for (int r = 0; r < size; r++)
+    if (held[r] >= 0) (void)close(held[r]);
+  free(held);
   free(all);
   return status;
+}
+
+/* A port that the system chooses, but not the one where rank 0 is to be met, which it may have to
+ * give, too. */
+static int listen_apart(int *port) {
+  const int taken = lm__rendezvous_port(meeting.place);
+  const int first = lm__net_listen(port);
+  if (first < 0 || *port != taken) return first;
+  *port = 0;
+  const int second = lm__net_listen(port);
+  const int problem = errno;
+  (void)close(first);
+  errno = problem;
+  return second;
 }
 
 static void free_all(void) {
@@ -305,7 +333,7 @@ static int start(int *rank, int *world_size, double deadline) {
   }
   for (size_t r = 0; r < size; r++) others[r].fd = -1;
   lm__net_random(own.key);
-  const int listener = lm__net_listen(&own.port);
+  const int listener = listen_apart(&own.port);
   int status = LM_OK;
   if (listener < 0) status = lm__fail(LM_EDIST, "dist: cannot listen: %s", strerror(errno));
   if (status == LM_OK) status = connect_all(listener, &own, deadline);
