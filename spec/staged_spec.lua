@@ -73,6 +73,29 @@ describe("tensors on a GPU, of several processes, #gpu", function()
     end)
   end)
 
+  on_gpu("take the same way in a world of one that was launched as such, the sharded step too", true, function()
+    local function one(launcher, name, ...)
+      local words = mpi.command { "run", "spec/dist/" .. name .. ".lua", ... }
+      return ended_well(launcher == "mpirun" and mpi.mpirun("-n 1 " .. words)
+        or command.shell(launcher .. " OMP_NUM_THREADS=1 " .. words))
+    end
+    local steps = { "--steps=3", "--device=cuda", "--shard=true" }
+    local plain = one("env", "steps", unpack(steps))
+    assert.equal("", plain.err)
+    for _, launcher in ipairs { "RANK=0 WORLD_SIZE=1", "mpirun" } do
+      local r = one(launcher, "steps", unpack(steps))
+      local through = r.err:find("GPU tensors: NCCL", 1, true)
+      local said = through and "GPU tensors: NCCL" or "stay where they are %(rank 0 has no NCCL%)"
+      assert.equal(1, count(r.err, said), r.err)
+      assert.is_truthy(through or not devices.emulated(), r.err)
+      assert.equal(plain.out:match("hash ([^\n]*)"), r.out:match("hash ([^\n]*)"))
+      assert.matches("ok 0 on cuda:0", one(launcher, "staged").err)
+    end
+    local r = one("LUMUON_NCCL=none RANK=0 WORLD_SIZE=1", "steps", unpack(steps))
+    assert.matches("stay where they are %(rank 0 has no NCCL%)", r.err)
+    assert.equal(plain.out:match("hash ([^\n]*)"), r.out:match("hash ([^\n]*)"))
+  end)
+
   on_gpu("travel through the host where a rank has no NCCL", false, function()
     with_gpus(2, function()
       devices.with_environment("LUMUON_NCCL", "none", function()

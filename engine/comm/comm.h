@@ -83,6 +83,7 @@ void lm__staged_forget(const lm__collective *c, void *mark);
 int lm__staged_run(const lm__comm_table *table, const lm__collective *c, void *mark, int rank,
                    int size, double deadline);
 void lm__staged_stop(void);
+void lm__staged_want_links(bool always); /* between GPUs: in a world of one, too */
 
 /* queue.c */
 struct lm_work;

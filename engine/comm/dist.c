@@ -44,6 +44,7 @@ int lm_dist_init(const lm_dist_options *o) {
                     "dist_init: this build has no MPI; install libopenmpi-dev and openmpi-bin, "
                     "then build again");
   const lm__comm_table *table = transport ? lm__comm_over(transport) : &lm__comm_self;
+  lm__staged_want_links(o->links != 0);
   LM__TRY(lm__queue_start(table, o->timeout, o->start_timeout, &world_rank, &world_size));
   initialized = true;
   return LM_OK;

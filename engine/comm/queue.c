@@ -272,6 +272,7 @@ void lm__queue_stop(void) {
   }
   (void)pthread_mutex_unlock(&lock);
   if (running) (void)pthread_join(thread, NULL);
+  if (table == &lm__comm_self) lm__staged_stop(); /* else the thread has */
   table = &lm__comm_self;
   state = IDLE;
 }

@@ -19,7 +19,7 @@ typedef struct range {
 static const lm__side_copies *side;
 static char *pinned; /* kept from one collective to the next */
 static size_t pinned_bytes;
-static bool decided, linked;
+static bool decided, linked, wanted; /* wanted: in a world of one, too */
 
 static int room(size_t bytes) {
   if (bytes <= pinned_bytes) return LM_OK;
@@ -126,7 +126,8 @@ static int decide(const lm__comm_table *table, int rank, int size, double deadli
   if (rank == 0 && linked)
     (void)fprintf(stderr, "lumuon: GPU tensors: %s\n", side->links->name());
   else if (rank == 0)
-    (void)fprintf(stderr, "lumuon: GPU tensors: staged through the host (%s)\n", why);
+    (void)fprintf(stderr, "lumuon: GPU tensors: %s (%s)\n",
+                  size > 1 ? "staged through the host" : "stay where they are", why);
   decided = true;
   return LM_OK;
 }
@@ -158,15 +159,17 @@ void lm__staged_forget(const lm__collective *c, void *mark) {
 
 int lm__staged_run(const lm__comm_table *table, const lm__collective *c, void *mark, int rank,
                    int size, double deadline) {
-  if (c->device == LM_CPU || c->count == 0 || (size == 1 && c->kind != LM__GATHER))
+  const bool moves = size > 1 || c->kind == LM__GATHER; /* without links */
+  if (c->device == LM_CPU || c->count == 0 || !(moves || wanted))
     return table->run[c->kind](c, deadline);
   side = lm__backend(c->device)->side;
   int status = LM_OK;
-  if (size > 1 && !decided) {
+  if ((size > 1 || wanted) && !decided) {
     status = table->meet(c, deadline);
     if (status == LM_OK) status = side->after(mark);
     if (status == LM_OK) status = decide(table, rank, size, deadline);
   }
+  if (status == LM_OK && !linked && !moves) return table->run[c->kind](c, deadline);
   if (status == LM_OK)
     status = (linked ? between_gpus : exchange)(table, c, mark, rank, size, deadline);
   if (status != LM_EDEVICE && status != LM_ENOMEM) return status;
@@ -174,6 +177,8 @@ int lm__staged_run(const lm__comm_table *table, const lm__collective *c, void *m
   (void)snprintf(why, sizeof why, "%s", lm_last_error());
   return lm__fail(status, "%s of '%s' on the GPU: %s", lm__collective_name(c->kind), c->label, why);
 }
+
+void lm__staged_want_links(bool always) { wanted = always; }
 
 void lm__staged_stop(void) {
   if (linked) side->links->stop(true);

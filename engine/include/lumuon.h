@@ -512,6 +512,7 @@ typedef struct lm_dist_options {
   int transport;        /* enum lm_dist_transport */
   double timeout;       /* seconds a collective may take */
   double start_timeout; /* seconds until every rank has started */
+  int links;            /* 1: in a world of one, too, a GPU's tensors go by NCCL, where it is */
   /* For LM_DIST_TCP, which nobody tells who it is: */
   int rank, world_size;
   const char *rendezvous; /* tcp://host:port, rank 0's; or file:///path that all share */

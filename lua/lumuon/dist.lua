@@ -293,7 +293,8 @@ end
 --- Find the other ranks, if this process was launched as one of several; sets the number of threads from
 -- the cores this rank may use (unless OMP_NUM_THREADS is set). options: timeout = seconds a collective
 -- may take (600), start_timeout = seconds until every rank is there (300). Of several GPUs it takes the
--- local rank's. Returns rank and world size. A second call only sets the timeout.
+-- local rank's. Returns rank and world size. A second call only sets the timeout. Launched as the one rank of one
+-- (RANK=0 WORLD_SIZE=1, mpirun -n 1), a GPU's tensors go through NCCL as those of several do.
 function dist.init(options)
   options = options or {}
   for name in pairs(options) do
@@ -310,7 +311,7 @@ function dist.init(options)
   local alone = not launched or (launched.world_size == 1 and launched.launcher ~= "mpirun")
   if launch.complaint() then raise("dist.init: %s", launch.complaint()) end
   local args = ffi.new("lm_dist_options", { transport = C.LM_DIST_SELF, timeout = timeout,
-    start_timeout = start_timeout })
+    start_timeout = start_timeout, links = launched and launched.world_size == 1 and 1 or 0 })
   local place, job -- held while the engine reads them
   if not alone then
     place, job = launch.meeting_place(launched, C.lm_dist_available(C.LM_DIST_MPI) == 1)
@@ -328,7 +329,10 @@ function dist.init(options)
   end
   call(C.lm_dist_init, args)
   initialized = true
-  if alone then return 0, 1 end
+  if alone then
+    call(C.lm_cuda_prefer, local_rank)
+    return 0, 1
+  end
   if dist.world_size() ~= launched.world_size or dist.rank() ~= launched.rank then
     raise("dist.init: %s says rank %d of %d, MPI says rank %d of %d; was this started by another MPI's mpirun, or by "
       .. "srun without --mpi=pmix?", launched.launcher, launched.rank, launched.world_size, dist.rank(),

@@ -5,7 +5,7 @@ local lm = require "lumuon"
 local o = lm.options {
   steps = 20, first = 0, integer = true, scale = 1.0, blocks = "", out = "", load = "", poison = -1, timeout = 60.0,
   precision = "f32", values = "", shift = 0, odd_lr = -1, odd_shape = -1, odd_order = -1, die = -1, at = "", audit = -1,
-  device = "cpu",
+  device = "cpu", shard = false,
 }
 local rank, size = lm.dist.init { timeout = o.timeout }
 if not os.getenv("OMP_NUM_THREADS") then lm.set_threads(1) end
@@ -38,7 +38,7 @@ if o.shift ~= 0 and rank == 0 then -- rank 0's values become everybody's
   for _, p in ipairs(model) do p:detach():copy(p:detach() + o.shift) end
 end
 groups.on_nonfinite = "skip"
-groups.shard = size > 1 or nil
+groups.shard = size > 1 or o.shard or nil
 local opt = lm.optim.MuonAdamW(groups)
 
 if o.load ~= "" then
