@@ -32,4 +32,18 @@ static inline lm_tensor lm__transposed(const lm_tensor *t) {
   return turned;
 }
 
+/* Rows [first, first + rows), and of these the first `columns`, of a contiguous tensor whose
+ * leading dims are taken as one; owns nothing. */
+static inline lm_tensor lm__rows_of(const lm_tensor *t, int64_t first, int64_t rows,
+                                    int64_t columns) {
+  lm_tensor part = *t;
+  part.ndim = 2;
+  part.shape[0] = rows;
+  part.shape[1] = columns;
+  part.strides[0] = t->shape[t->ndim - 1];
+  part.strides[1] = 1;
+  part.offset += first * part.strides[0];
+  return part;
+}
+
 #endif

@@ -96,18 +96,6 @@ static void range_rows(int64_t begin, int64_t end, void *arg) {
   }
 }
 
-/* Rows [first, first + rows) of a contiguous matrix. */
-static lm_tensor rows_of(const lm_tensor *t, int64_t first, int64_t rows, int64_t columns) {
-  lm_tensor part = *t;
-  part.ndim = 2;
-  part.shape[0] = rows;
-  part.shape[1] = columns;
-  part.strides[0] = t->shape[t->ndim - 1];
-  part.strides[1] = 1;
-  part.offset += first * part.strides[0];
-  return part;
-}
-
 typedef struct layer {
   lm_tensor *loss, *grad_x, *grad_w; /* grads may be NULL */
   const lm_tensor *x, *w;            /* of one dtype, which the products take */
@@ -121,9 +109,9 @@ typedef struct layer {
 /* One block; the sum of its rows' losses. */
 static int run_block(const layer *l, int64_t first, int64_t rows, double *sum) {
   const int64_t c = l->w->shape[1], n = l->vocabulary;
-  const lm_tensor x = rows_of(l->x, first, rows, c), w = rows_of(l->w, 0, n, c);
+  const lm_tensor x = lm__rows_of(l->x, first, rows, c), w = lm__rows_of(l->w, 0, n, c);
   const lm_tensor w_turned = lm__transposed(&w);
-  lm_tensor logits = rows_of(l->logits, 0, rows, n);
+  lm_tensor logits = lm__rows_of(l->logits, 0, rows, n);
   LM__TRY(LM_KERNEL(matmul)(&logits, &x, &w_turned, 1.0f, 0.0f));
   rows_args a = {.logits = lm__data(&logits),
                  .grad = l->grad ? lm__data(l->grad) : NULL,
@@ -137,13 +125,13 @@ static int run_block(const layer *l, int64_t first, int64_t rows, double *sum) {
   lm__parallel_for(rows, LM__GRAIN / (n * 16) + 1, range_rows, &a);
   for (int64_t row = 0; row < rows; row++) *sum += l->losses[row];
   if (!l->grad) return LM_OK;
-  const lm_tensor grad = rows_of(l->grad, 0, rows, n), grad_turned = lm__transposed(&grad);
+  const lm_tensor grad = lm__rows_of(l->grad, 0, rows, n), grad_turned = lm__transposed(&grad);
   if (l->grad_x) {
-    lm_tensor grad_x = rows_of(l->grad_x, first, rows, c);
+    lm_tensor grad_x = lm__rows_of(l->grad_x, first, rows, c);
     LM__TRY(LM_KERNEL(matmul)(&grad_x, &grad, &w, 1.0f, 0.0f));
   }
   if (!l->grad_w) return LM_OK;
-  lm_tensor grad_w = rows_of(l->grad_w, 0, n, c);
+  lm_tensor grad_w = lm__rows_of(l->grad_w, 0, n, c);
   return LM_KERNEL(matmul)(&grad_w, &grad_turned, &x, 1.0f, first > 0 ? 1.0f : 0.0f);
 }
 
@@ -180,7 +168,7 @@ static int run_blocks(layer *l) {
     *(float *)lm__data(l->loss) = (float)(sum / (double)count);
     if (l->grad_w) { /* no row has a use for the padding */
       lm_tensor rest =
-          rows_of(l->grad_w, rows > 0 ? n : 0, l->grad_w->shape[0] - (rows > 0 ? n : 0), c);
+          lm__rows_of(l->grad_w, rows > 0 ? n : 0, l->grad_w->shape[0] - (rows > 0 ? n : 0), c);
       if (rest.shape[0] > 0) status = LM_KERNEL(fill)(&rest, 0);
     }
   }

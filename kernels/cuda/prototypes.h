@@ -34,6 +34,11 @@ int lm__rms_norm_backward_cuda(lm_tensor *grad_x, const lm_tensor *grad_out, con
                                float eps, float scale);
 int lm__rotary_cuda(lm_tensor *out, const lm_tensor *x, const lm_tensor *cos_table,
                     const lm_tensor *sin_table, int inverse);
+int lm__rotary_norm_cuda(lm_tensor *out, const lm_tensor *x, const lm_tensor *cos_table,
+                         const lm_tensor *sin_table, float eps, float scale);
+int lm__rotary_norm_backward_cuda(lm_tensor *grad_x, const lm_tensor *grad_out, const lm_tensor *x,
+                                  const lm_tensor *cos_table, const lm_tensor *sin_table, float eps,
+                                  float scale);
 int lm__attention_cuda(lm_tensor *out, lm_tensor *lse, const lm_tensor *q, const lm_tensor *k,
                        const lm_tensor *v, const lm__attention_args *args);
 int lm__attention_backward_cuda(lm_tensor *grad_q, lm_tensor *grad_k, lm_tensor *grad_v,
@@ -45,6 +50,9 @@ int lm__cross_entropy_cuda(lm_tensor *loss, lm_tensor *lse, const lm_tensor *log
 int lm__cross_entropy_backward_cuda(lm_tensor *grad_logits, const lm_tensor *grad_loss,
                                     const lm_tensor *logits, const lm_tensor *targets,
                                     const lm_tensor *lse, int vocab_size, float softcap);
+int lm__linear_cross_entropy_cuda(lm_tensor *loss, lm_tensor *grad_x, lm_tensor *grad_w,
+                                  const lm_tensor *x, const lm_tensor *w, const lm_tensor *targets,
+                                  int vocab_size, float softcap);
 int lm__softmax_cuda(lm_tensor *out, const lm_tensor *a);
 int lm__scaled_add_cuda(lm_tensor *out, const lm_tensor *a, const lm_tensor *x, const lm_tensor *b,
                         const lm_tensor *y);

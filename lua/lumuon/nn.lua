@@ -83,10 +83,9 @@ end, function(node, g)
     node[4], node[5])
 end)
 
---- rms_norm(rotary(x, cos, sin), eps, scale), what queries and keys go through: on the CPU in one pass.
+--- rms_norm(rotary(x, cos, sin), eps, scale), what queries and keys go through, in one pass.
 function nn.rotary_norm(x, cos, sin, eps, scale)
   check("rotary_norm", x, cos, sin)
-  if x:device() ~= "cpu" then return nn.rms_norm(nn.rotary(x, cos, sin), eps, scale) end
   return rotary_norm(x, cos, sin, number("rotary_norm", "eps", eps, -1), number("rotary_norm", "scale", scale, 1))
 end
 
@@ -152,20 +151,26 @@ local fused_cross_entropy = define("linear_cross_entropy", function(node, x, w, 
   if wants_w then node.dw = lib.wrap(dw) end
   return loss
 end, function(node, g)
-  local dx, dw, scale = node.dx, node.dw, g:item()
-  if dx and scale ~= 1 then dx:mul_(scale) end
+  local dx, dw = node.dx, node.dw
   local sum = dw and gathered_grad(node[2])
-  if not sum then return dx, dw and dw:mul_(scale) end
-  call(C.lm_axpy, sum.h, scale, dw.h)
+  if g:device() == "cpu" then
+    local scale = g:item()
+    if dx and scale ~= 1 then dx:mul_(scale) end
+    if not sum then return dx, dw and dw:mul_(scale) end
+    call(C.lm_axpy, sum.h, scale, dw.h)
+  else -- what g is, only the device knows: nobody waits for it
+    if dx then dx:mul_(g) end
+    if not sum then return dx, dw and dw:mul_(g) end
+    into(sum, C.lm_scaled_add, g.h, dw.h, tensor.ones({}, { device = g:device() }).h, sum.h)
+  end
   dw:free()
   return dx
 end)
 
---- cross_entropy(linear(x, w), targets, vocab_size, softcap) for a large vocabulary: on the CPU without a tensor
--- for all the logits, which would be the largest of a step by far.
+--- cross_entropy(linear(x, w), targets, vocab_size, softcap) for a large vocabulary: without a tensor for all the
+-- logits, which would be the largest of a step by far.
 function nn.linear_cross_entropy(x, w, targets, vocab_size, softcap)
   check("linear_cross_entropy", x, w, targets)
-  if x:device() ~= "cpu" then return nn.cross_entropy(nn.linear(x, w), targets, vocab_size, softcap, true) end
   vocab_size = whole("linear_cross_entropy", "vocab_size", vocab_size, w:size(1))
   softcap = number("linear_cross_entropy", "softcap", softcap, 0)
   return fused_cross_entropy(x:contiguous(), w:contiguous(), targets:contiguous(), vocab_size, softcap)
