@@ -261,6 +261,18 @@ describe("the sharded optimizer", function()
   end
 end)
 
+describe("ranks that wait in different collectives", function()
+  with_ranks("all name the one that they wait for at last", function()
+    for what, said in pairs { stop = "does not answer", elsewhere = "is in no collective, its program elsewhere" } do
+      local r = mpi.script(4, "stuck", { "--what=" .. what })
+      assert.not_equal(0, r.code)
+      assert.matches("Rank 2 holds the others up: it " .. said .. "%. The job ends", r.err)
+      assert.is_nil(r.err:match("ank [013] holds"), r.err)
+      assert.is_true(r.seconds < 8, r.seconds)
+    end
+  end)
+end)
+
 describe("a checkpoint of several processes", function()
   local folder
   before_each(function() folder = command.folder() end)

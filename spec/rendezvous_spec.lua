@@ -199,6 +199,19 @@ describe("ranks without MPI", function()
   end)
 end)
 
+describe("ranks that wait in different collectives, without MPI,", function()
+  it("all name the one that they wait for at last", function()
+    for what, said in pairs { stop = "does not answer", elsewhere = "is in no collective, its program elsewhere" } do
+      local r = none_ended_well(script(4, "stuck", { "--what=" .. what }, { leave = 2 }))
+      for _, rank in ipairs { 0, 1, 3 } do
+        assert.matches(("rank %d: [^\n]*Rank 2 holds the others up: it %s%%. The job ends"):format(rank, said), r.err)
+      end
+      assert.is_nil(r.err:match("ank [013] holds"), r.err)
+      assert.is_true(r.seconds < 8, r.seconds)
+    end
+  end)
+end)
+
 describe("the rendezvous", function()
   it("names the ranks that do not come", function()
     for _, env in ipairs { by_file(), by_port() } do
@@ -294,7 +307,7 @@ describe("the rendezvous", function()
   end)
 
   it("is at a port that the system also gives to those who call and to those who listen", function()
-    local few = "ip link set lo up; sysctl -qw net.ipv4.ip_local_port_range='40000 40003'; "
+    local few = "ip link set lo up; sysctl -qw net.ipv4.ip_local_port_range='40000 40005'; "
     if command.shell("unshare -n sh -c " .. command.quote(few)).code ~= 0 then
       pending("needs the right to make a network of its own")
       return

@@ -71,6 +71,6 @@ describe("a Slurm cluster of two nodes", function()
       assert.is_true(tonumber(seconds) <= 10, seconds) -- the next job's wait for the nodes is in it
     end
     assert.equal(4, count, r.out .. r.err)
-    assert.matches("missing: 1%. The job ends", r.err)
+    assert.matches("missing: 1%. Rank 1 holds the others up: it does not answer%. The job ends", r.err)
   end)
 end)

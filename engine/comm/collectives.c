@@ -16,10 +16,11 @@
 #include <string.h>
 
 #include "backend/backend.h"
-#include "comm/transport.h"
+#include "comm/roll_call.h"
 #include "core/error.h"
 
 enum { SMALL = 8192 };
+static const double LISTEN = 0.1; /* seconds between two looks at what the others ask */
 static const int64_t REDUCE_PIECE = (int64_t)1 << 18; /* elements */
 
 static const lm__transport *via;
@@ -85,13 +86,29 @@ static int post(batch *b, bool send, int peer, void *data, int64_t bytes) {
   return LM_OK;
 }
 
-static void timed_out(const lm__collective *c, const batch *b) {
-  bool *arrived = malloc((size_t)size * sizeof *arrived);
-  if (!arrived) abort();
-  for (int r = 0; r < size; r++) arrived[r] = true;
+static void find_missing(const batch *b, bool *missing) {
+  for (int r = 0; r < size; r++) missing[r] = false;
   for (int i = 0; i < b->n; i++)
-    if (!b->done[i]) arrived[b->peers[i]] = false;
-  lm__comm_timed_out(c, arrived, rank, size);
+    if (!b->done[i]) missing[b->peers[i]] = true;
+}
+
+/* In a collective, or (NULL) in none. */
+static void listen_to_others(const lm__collective *c, const batch *b) {
+  bool missing[size];
+  if (c) find_missing(b, missing);
+  const lm__whereabouts own = {c, c ? missing : NULL, rank, size};
+  lm__roll_call_listen(via, &own);
+}
+
+static void timed_out(const lm__collective *c, const batch *b) {
+  bool missing[size], arrived[size];
+  char why[LM__CULPRIT];
+  find_missing(b, missing);
+  const lm__whereabouts own = {c, missing, rank, size};
+  lm__roll_call(via, &own, why, sizeof why);
+  for (int r = 0; r < size; r++) arrived[r] = !missing[r];
+  lm__roll_call_tell(via, &own, why);
+  lm__comm_timed_out(c, arrived, rank, size, why);
 }
 
 /* Until all of the batch is done. Nothing progresses unless the transport is called, so this polls:
@@ -101,14 +118,22 @@ static void timed_out(const lm__collective *c, const batch *b) {
 static int wait_all(const lm__collective *c, batch *b, double deadline) {
   const bool urgent = lm__queue_urgent();
   const double spin = urgent ? 100e-6 : 10e-6;
-  double quiet_since = lm__clock();
+  double quiet_since = lm__clock(), listened = quiet_since;
   long pause = 5000; /* ns */
   while (b->n > 0) {
     int n = 0;
-    LM__TRY(via->test(b->n, b->requests, b->finished, &n));
+    const int status = via->test(b->n, b->requests, b->finished, &n);
+    if (status) { /* a rank that is gone may have said why */
+      listen_to_others(c, b);
+      return status;
+    }
     if (n < 0) break;
     for (int i = 0; i < n; i++) b->done[b->finished[i]] = true;
     const double now = lm__clock();
+    if (now > listened + LISTEN) {
+      listen_to_others(c, b);
+      listened = now;
+    }
     if (n > 0) {
       quiet_since = now;
       pause = 5000;
@@ -357,6 +382,8 @@ static int scatter(const lm__collective *c, double deadline) {
   return LM_OK;
 }
 
+static void idle(void) { listen_to_others(NULL, NULL); }
+
 static int start(int *own_rank, int *world_size, double deadline) {
   LM__TRY(via->start(own_rank, world_size, deadline));
   rank = *own_rank;
@@ -380,6 +407,7 @@ static lm__comm_table table = {
     .abort = abort_job,
     .run = {barrier, all_reduce, reduce_scatter, all_gather, broadcast, gather, scatter},
     .meet = meet,
+    .idle = idle,
 };
 
 const lm__comm_table *lm__comm_over(const lm__transport *transport) {

@@ -48,6 +48,7 @@ typedef struct lm__comm_table {
   int (*run[LM__COLLECTIVES])(const lm__collective *c, double deadline);
   /* That part of it alone. */
   int (*meet)(const lm__collective *c, double deadline);
+  void (*idle)(void); /* called now and then while there is nothing to do */
 } lm__comm_table;
 
 extern const lm__comm_table lm__comm_self;
@@ -58,9 +59,12 @@ const char *lm__collective_name(int kind);
 /* Bytes handed to the network by this rank. */
 extern double lm__wire_bytes;
 
-/* Says which collective waits for whom, and ends the job. arrived: a flag a rank. */
+/* Says which collective waits for whom, and ends the job. arrived: a flag a rank; why: a sentence
+ * more, or "". */
 _Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
-                                  int world_size);
+                                  int world_size, const char *why);
+/* The same where rank `from` has said so: which collective, and why. */
+_Noreturn void lm__comm_told(int rank, int from, const char *which, const char *why);
 
 /* Collectives between GPUs (nccl.c), launched on the stream of the device's side copies. */
 enum { LM__UNIQUE = 128 };

@@ -1,15 +1,22 @@
 /* Messages by MPI. MPI 3.1 counts in int, which LM__MESSAGE fits. All calls, MPI_Init's too, come
  * from one thread (FUNNELED); nothing moves unless one of them is made. */
 #include <mpi.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "comm/transport.h"
 #include "core/error.h"
 
-enum { TAG = 1 };
+enum { TAG = 1, WORDS = 2, ASIDES = 4 };
 
 static MPI_Comm comm = MPI_COMM_NULL;
 static int rank;
+typedef struct aside { /* words to a rank that may still be on their way */
+  MPI_Request request;
+  char words[LM__WORDS];
+} aside;
+static aside *asides; /* ASIDES for each rank */
 
 static int check(const char *what, int code) {
   char text[MPI_MAX_ERROR_STRING] = "";
@@ -33,6 +40,26 @@ static int test(int n, void *requests, int *finished, int *count) {
   return LM_OK;
 }
 
+static void say(int to, const void *words) {
+  for (int i = 0; i < ASIDES; i++) {
+    aside *own = &asides[to * ASIDES + i];
+    int done = 0;
+    if (MPI_Test(&own->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || !done) continue;
+    memcpy(own->words, words, LM__WORDS);
+    (void)MPI_Isend(own->words, LM__WORDS, MPI_BYTE, to, WORDS, comm, &own->request);
+    return;
+  }
+}
+
+static bool hear(int *from, void *words) {
+  MPI_Status status;
+  int there = 0;
+  if (MPI_Iprobe(MPI_ANY_SOURCE, WORDS, comm, &there, &status) != MPI_SUCCESS || !there)
+    return false;
+  *from = status.MPI_SOURCE;
+  return MPI_Recv(words, LM__WORDS, MPI_BYTE, *from, WORDS, comm, MPI_STATUS_IGNORE) == MPI_SUCCESS;
+}
+
 static void nap(long ns) { (void)nanosleep(&(struct timespec){.tv_nsec = ns}, NULL); }
 
 static int start(int *own_rank, int *world_size, double deadline) {
@@ -47,6 +74,9 @@ static int start(int *own_rank, int *world_size, double deadline) {
   LM__TRY(check("MPI_Comm_dup", MPI_Comm_dup(MPI_COMM_WORLD, &comm)));
   LM__TRY(check("MPI_Comm_rank", MPI_Comm_rank(comm, &rank)));
   LM__TRY(check("MPI_Comm_size", MPI_Comm_size(comm, world_size)));
+  asides = calloc((size_t)*world_size * ASIDES, sizeof *asides);
+  if (!asides) return lm__fail(LM_ENOMEM, "dist: out of memory for %d ranks", *world_size);
+  for (int i = 0; i < *world_size * ASIDES; i++) asides[i].request = MPI_REQUEST_NULL;
   *own_rank = rank;
   return LM_OK;
 }
@@ -54,6 +84,8 @@ static int start(int *own_rank, int *world_size, double deadline) {
 static void stop(void) {
   (void)MPI_Comm_free(&comm);
   (void)MPI_Finalize();
+  free(asides);
+  asides = NULL;
 }
 
 static void abort_job(int code) { (void)MPI_Abort(MPI_COMM_WORLD, code); }
@@ -68,6 +100,8 @@ static const lm__transport transport = {
     .receive = post_receive,
     .test = test,
     .nap = nap,
+    .say = say,
+    .hear = hear,
 };
 
 const lm__transport *lm__transport_mpi(void) { return &transport; }

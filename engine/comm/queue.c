@@ -48,6 +48,8 @@ static char failure[MESSAGE]; /* of the first failed collective: later ones cann
 static int failure_status;
 static bool urgent; /* the communication thread's own */
 
+static const double REST = 0.2; /* seconds between two calls of the table's idle */
+
 double lm__wire_bytes;
 
 double lm__clock(void) {
@@ -71,22 +73,42 @@ static void list_ranks(char *text, size_t size, const bool *arrived, int world_s
   if (used == 0) (void)snprintf(text, size, "none");
 }
 
-_Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
-                                  int world_size) {
-  char here[160], missing[160], text[640];
-  list_ranks(here, sizeof here, arrived, world_size, true);
-  list_ranks(missing, sizeof missing, arrived, world_size, false);
-  const int n =
-      snprintf(text, sizeof text,
-               "lumuon: rank %d: %s of '%s' has not finished within %g s. Ranks that "
-               "arrived: %s; missing: %s. The job ends.\n",
-               rank, lm__collective_name(c->kind), c->label, current_limit, here, missing);
+static _Noreturn void end_job(const char *text, int n) {
   if (n > 0 && write(STDERR_FILENO, text, (size_t)n) < 0) _exit(EXIT_TIMED_OUT);
   /* aborting may itself wait for the rank that does not answer */
   (void)signal(SIGALRM, SIG_DFL);
   (void)alarm(3);
   table->abort(EXIT_TIMED_OUT);
   _exit(EXIT_TIMED_OUT);
+}
+
+_Noreturn void lm__comm_told(int rank, int from, const char *which, const char *why) {
+  char text[640];
+  end_job(text, snprintf(text, sizeof text,
+                         "lumuon: rank %d: %s has not finished on rank %d. %sThe job ends.\n", rank,
+                         which, from, why));
+}
+
+_Noreturn void lm__comm_timed_out(const lm__collective *c, const bool *arrived, int rank,
+                                  int world_size, const char *why) {
+  char here[160], missing[160], text[960];
+  list_ranks(here, sizeof here, arrived, world_size, true);
+  list_ranks(missing, sizeof missing, arrived, world_size, false);
+  const int n =
+      snprintf(text, sizeof text,
+               "lumuon: rank %d: %s of '%s' has not finished within %g s. Ranks that "
+               "arrived: %s; missing: %s. %sThe job ends.\n",
+               rank, lm__collective_name(c->kind), c->label, current_limit, here, missing, why);
+  end_job(text, n);
+}
+
+static struct timespec after(double seconds) {
+  struct timespec t;
+  (void)clock_gettime(CLOCK_REALTIME, &t);
+  const double whole = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec + seconds;
+  t.tv_sec = (time_t)whole;
+  t.tv_nsec = (long)((whole - (double)t.tv_sec) * 1e9);
+  return t;
 }
 
 static void drop(struct lm_work *w) { /* lock held */
@@ -178,8 +200,14 @@ static void *main_loop(void *wanted) {
   (void)pthread_cond_broadcast(&finished);
   while (state == RUNNING || first) {
     struct lm_work *w = first;
-    if (!w) {
-      (void)pthread_cond_wait(&issued, &lock);
+    if (!w) { /* the others may ask where this rank is */
+      const struct timespec soon = after(REST);
+      const int woken = pthread_cond_timedwait(&issued, &lock, &soon);
+      if (woken == ETIMEDOUT && !first) {
+        (void)pthread_mutex_unlock(&lock);
+        own->idle();
+        (void)pthread_mutex_lock(&lock);
+      }
       continue;
     }
     first = w->next;
@@ -195,15 +223,6 @@ static void *main_loop(void *wanted) {
   if (!status) own->stop();
   lm__staged_stop();
   return NULL;
-}
-
-static struct timespec after(double seconds) {
-  struct timespec t;
-  (void)clock_gettime(CLOCK_REALTIME, &t);
-  const double whole = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec + seconds;
-  t.tv_sec = (time_t)whole;
-  t.tv_nsec = (long)((whole - (double)t.tv_sec) * 1e9);
-  return t;
 }
 
 int lm__queue_start(const lm__comm_table *wanted, double limit, double start_limit, int *rank,

@@ -1,6 +1,7 @@
 /* Messages by TCP, where no MPI has started the ranks: a connection between each two, made after
  * the rendezvous. The bytes of messages follow each other with nothing between them: both sides
- * know how long each is, and the collectives' headers see to it that they mean the same.
+ * know how long each is, and the collectives' headers see to it that they mean the same. A second
+ * connection takes the few words that are said beside them.
  *
  * A rank that ends, however it does, has its connections closed by its system. A thread watches for
  * that and ends this process too: no launcher need do it. The end of the program is told apart by a
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -40,6 +42,9 @@ typedef struct line { /* messages in one direction */
 typedef struct connection {
   int fd;
   line out, in;
+  int aside; /* another connection, for words; -1 once it is of no use */
+  size_t heard;
+  char words[LM__WORDS];
 } connection;
 
 static lm__rendezvous meeting;
@@ -143,6 +148,36 @@ static void nap(long ns) {
   (void)poll(polled, n, 10);
 }
 
+/* ---- words ---- */
+
+static void fall_silent(connection *c) {
+  (void)close(c->aside);
+  c->aside = -1;
+}
+
+static void say(int to, const void *words) {
+  connection *c = &others[to];
+  if (c->aside < 0) return;
+  const ssize_t n = send(c->aside, words, LM__WORDS, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (n != LM__WORDS && !(n < 0 && (errno == EAGAIN || errno == EINTR))) fall_silent(c);
+}
+
+static bool hear(int *from, void *words) {
+  for (int r = 0; r < meeting.world_size; r++) {
+    connection *c = &others[r];
+    if (r == meeting.rank || c->aside < 0) continue;
+    const ssize_t n = recv(c->aside, c->words + c->heard, LM__WORDS - c->heard, MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) fall_silent(c);
+    if (n > 0) c->heard += (size_t)n;
+    if (c->heard < LM__WORDS) continue;
+    memcpy(words, c->words, LM__WORDS);
+    c->heard = 0;
+    *from = r;
+    return true;
+  }
+  return false;
+}
+
 /* ---- the watch ---- */
 
 static void *watch(void *unused) {
@@ -190,7 +225,7 @@ static void end_watch(void) {
 
 typedef struct greeting { /* of who connects; the key is the job's, drawn by rank 0 */
   char magic[8];
-  int32_t rank;
+  int32_t rank, aside;
   unsigned char key[LM__KEY];
 } greeting;
 
@@ -208,8 +243,11 @@ static void prepare(int fd) {
   (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
 }
 
-static int call(int r, const lm__peer *peer, const unsigned char *key, double deadline) {
-  greeting mine = {.rank = meeting.rank};
+static int *place_of(int r, bool aside) { return aside ? &others[r].aside : &others[r].fd; }
+
+static int call(int r, const lm__peer *peer, bool aside, const unsigned char *key,
+                double deadline) {
+  greeting mine = {.rank = meeting.rank, .aside = aside};
   char why[256];
   card theirs;
   memcpy(&theirs, peer->blob, sizeof theirs);
@@ -219,7 +257,7 @@ static int call(int r, const lm__peer *peer, const unsigned char *key, double de
                     meeting.rank, r, why);
   memcpy(mine.magic, MAGIC, sizeof mine.magic);
   memcpy(mine.key, key, sizeof mine.key);
-  others[r].fd = fd;
+  *place_of(r, aside) = fd;
   prepare(fd);
   const int error = lm__net_send(fd, &mine, sizeof mine, deadline);
   return error ? lost(r, error) : LM_OK;
@@ -250,18 +288,20 @@ static int answer_one(int listener, const unsigned char *key, const int *held, d
     if (gone >= 0) return lost(gone, 0);
     if (lm__clock() < deadline) return LM_OK;
     int missing = meeting.rank + 1;
-    while (missing < meeting.world_size - 1 && others[missing].fd >= 0) missing += 1;
+    while (missing < meeting.world_size - 1 && others[missing].fd >= 0 &&
+           others[missing].aside >= 0)
+      missing += 1;
     return lm__fail(LM_EDIST, "dist: rank %d has not connected to rank %d; is there a firewall?",
                     missing, meeting.rank);
   }
   const double patience = lm__clock() + 2; /* a stranger may say nothing */
   if (lm__net_receive(fd, &g, sizeof g, deadline < patience ? deadline : patience) != 0 ||
       memcmp(g.magic, MAGIC, sizeof g.magic) != 0 || memcmp(g.key, key, sizeof g.key) != 0 ||
-      g.rank <= meeting.rank || g.rank >= meeting.world_size || others[g.rank].fd >= 0) {
+      g.rank <= meeting.rank || g.rank >= meeting.world_size || *place_of(g.rank, g.aside) >= 0) {
     (void)close(fd);
     return LM_OK;
   }
-  others[g.rank].fd = fd;
+  *place_of(g.rank, g.aside) = fd;
   prepare(fd);
   *expected -= 1;
   return LM_OK;
@@ -272,7 +312,7 @@ static int connect_all(int listener, const card *own, double deadline) {
   const int size = meeting.world_size;
   char blob[LM__BLOB] = {0};
   card first;
-  int expected = size - 1 - meeting.rank;
+  int expected = 2 * (size - 1 - meeting.rank);
   lm__peer *all = calloc((size_t)size, sizeof *all);
   int *held = malloc((size_t)size * sizeof *held);
   if (!all || !held) {
@@ -283,8 +323,8 @@ static int connect_all(int listener, const card *own, double deadline) {
   memcpy(blob, own, sizeof *own);
   int status = lm__rendezvous_meet(&meeting, blob, all, held, deadline);
   memcpy(&first, all[0].blob, sizeof first);
-  for (int r = 0; r < meeting.rank && status == LM_OK; r++)
-    status = call(r, &all[r], first.key, deadline);
+  for (int i = 0; i < 2 * meeting.rank && status == LM_OK; i++)
+    status = call(i / 2, &all[i / 2], i % 2, first.key, deadline);
   while (expected > 0 && status == LM_OK)
     status = answer_one(listener, first.key, held, deadline, &expected);
   for (int r = 0; r < size; r++)
@@ -310,7 +350,8 @@ static int listen_apart(int *port) {
 
 static void free_all(void) {
   for (int r = 0; others && r < meeting.world_size; r++)
-    if (others[r].fd >= 0) (void)close(others[r].fd);
+    for (int i = 0; i < 2; i++)
+      if (*place_of(r, i) >= 0) (void)close(*place_of(r, i));
   while (spare) {
     message *next = spare->next;
     free(spare);
@@ -322,6 +363,14 @@ static void free_all(void) {
   polled = NULL;
 }
 
+/* Two connections a rank may be more files than are allowed at first. */
+static void allow_files(size_t files) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= files) return;
+  limit.rlim_cur = limit.rlim_max < files ? limit.rlim_max : files;
+  (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static int start(int *rank, int *world_size, double deadline) {
   const size_t size = (size_t)meeting.world_size;
   card own = {0};
@@ -331,7 +380,8 @@ static int start(int *rank, int *world_size, double deadline) {
     free_all();
     return lm__fail(LM_ENOMEM, "dist: out of memory for %zu connections", size);
   }
-  for (size_t r = 0; r < size; r++) others[r].fd = -1;
+  for (size_t r = 0; r < size; r++) others[r].fd = others[r].aside = -1;
+  allow_files(3 * size + 256);
   lm__net_random(own.key);
   const int listener = listen_apart(&own.port);
   int status = LM_OK;
@@ -369,6 +419,8 @@ static const lm__transport transport = {
     .receive = post_receive,
     .test = test,
     .nap = nap,
+    .say = say,
+    .hear = hear,
 };
 
 const lm__transport *lm__transport_tcp(void) { return &transport; }

@@ -23,9 +23,17 @@ typedef struct lm__transport {
   int (*test)(int n, void *requests, int *finished, int *count);
   /* Sleep until something can be moved, or so long. */
   void (*nap)(long ns);
+  /* LM__WORDS bytes beside the messages (roll_call.c): to a rank that may not listen, lost if they
+   * cannot leave at once; and the next that have come: false if none. */
+  void (*say)(int to, const void *words);
+  bool (*hear)(int *from, void *words);
 } lm__transport;
 
-enum { LM__MESSAGE = 1 << 26 };
+enum {
+  LM__MESSAGE = 1 << 26,
+  LM__CULPRIT = 256,
+  LM__WORDS = 8 + LM__LABEL + 32 + LM__CULPRIT + 512
+};
 
 const lm__transport *lm__transport_mpi(void); /* NULL in a build without it */
 const lm__transport *lm__transport_tcp(void);
