@@ -114,8 +114,7 @@ describe("on a machine #gpu", function()
         local n, grads = select("#", ...), { ... }
         local handles, names = ffi.new("const lm_tensor *[?]", n), { "wte", "lm_head", "third" }
         for i = 1, n do handles[i - 1] = grads[i].h end
-        names_kept = ffi.new("const char *[3]", names)
-        lib.call(C.lm_guard_gradients, C.LM_CUDA, n, handles, names_kept)
+        lib.call(C.lm_guard_gradients, C.LM_CUDA, n, handles, ffi.new("const char *[3]", names), nil, 0)
       end
       local a = lm.ones({ 5003 }, { device = "cuda" })
       local b = lm.ones({ 3, 64 }, { device = "cuda" }):to("bf16")

@@ -45,7 +45,8 @@ typedef struct lm__backend_table {
   int (*synchronize)(void);
   double (*memory)(int what); /* enum lm_memory_what */
   const lm__side_copies *side;
-  int (*guard)(int n, const lm_tensor *const *grads, const char *const *names);
+  int (*guard)(int n, const lm_tensor *const *grads, const char *const *names, lm_tensor *tally,
+               int policy);
   int (*fill)(lm_tensor *t, double value);
   int (*arange)(lm_tensor *t, double start, double step);
   int (*random_uniform)(lm_tensor *t, double low, double high, uint64_t seed, uint64_t stream,

@@ -27,9 +27,8 @@ static struct {
   char broken[512]; /* what a fault said: nothing works on the device after it */
   bool wait_always; /* LUMUON_CUDA_SYNC=1: a fault is found at its own op */
   const char *recent[RECENT];
-  unsigned launches;          /* since the host last waited, for `recent` */
-  lm__reporter reporter;      /* reporter.taken[1]: the word that makes steps do nothing */
-  const char *const *guarded; /* names of the gradients looked at last */
+  unsigned launches;     /* since the host last waited, for `recent` */
+  lm__reporter reporter; /* reporter.taken[1]: the word that makes steps do nothing */
 } gpu;
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 
@@ -206,6 +205,51 @@ int lm__cuda_launched(const char *op, cudaError_t error) {
   return error == cudaSuccess ? LM_OK : lm__cuda_check(op, error);
 }
 
+/* Names of gradients that were looked at, for the message of a report: the lists of the last few
+ * optimizers, each with a number that is never used again. */
+enum { LISTS = 8 };
+static struct {
+  int64_t number;
+  int n;
+  char **names;
+} lists[LISTS];
+static int64_t lists_made;
+
+static bool same_names(int i, int n, const char *const *names) {
+  bool same = lists[i].number > 0 && lists[i].n == n;
+  for (int k = 0; k < n && same; k++) same = strcmp(lists[i].names[k], names[k]) == 0;
+  return same;
+}
+
+/* The number of a list, which is copied where it is new; 0 for want of memory. */
+static int64_t number_of(int n, const char *const *names) {
+  for (int i = 0; i < LISTS; i++)
+    if (same_names(i, n, names)) return lists[i].number;
+  size_t bytes = (size_t)n * sizeof(char *);
+  for (int k = 0; k < n; k++) bytes += strlen(names[k]) + 1;
+  char **copy = malloc(bytes ? bytes : 1);
+  if (!copy) return 0;
+  char *text = (char *)(copy + n);
+  for (int k = 0; k < n; k++) {
+    const size_t length = strlen(names[k]) + 1;
+    copy[k] = memcpy(text, names[k], length);
+    text += length;
+  }
+  const int at = (int)(lists_made % LISTS);
+  free(lists[at].names);
+  lists[at].names = copy;
+  lists[at].n = n;
+  return lists[at].number = ++lists_made;
+}
+
+static const char *name_of(long long position) {
+  for (int i = 0; i < LISTS; i++)
+    if (lists[i].number > 0 && lists[i].number == position >> 32 &&
+        (position & 0xffffffff) < lists[i].n)
+      return lists[i].names[position & 0xffffffff];
+  return "a parameter";
+}
+
 /* The report of a kernel as an error, once. */
 static int take_report(void) {
   lm__report *shared = gpu.reporter.report;
@@ -220,7 +264,7 @@ static int take_report(void) {
     return lm__fail(LM_ENONFINITE,
                     "%.32s: the gradient of %s has %lld NaN or Inf%s; nothing was changed, by this "
                     "step or those since",
-                    r.op, gpu.guarded ? gpu.guarded[r.position] : "a parameter", r.value, more);
+                    r.op, name_of(r.position), r.value, more);
   }
   return lm__fail(LM_EINDEX,
                   "%.32s: %s %lld at element %lld (counted from 1) is outside the vocabulary of "
@@ -237,9 +281,9 @@ int lm__cuda_synchronize(const char *op) {
 
 /* ---- the table ---- */
 
-static int guard(int n, const lm_tensor *const *grads, const char *const *names) {
-  gpu.guarded = names;
-  return lm__guard_cuda(n, grads);
+static int guard(int n, const lm_tensor *const *grads, const char *const *names, lm_tensor *tally,
+                 int policy) {
+  return lm__guard_cuda(n, grads, number_of(n, names), tally, policy);
 }
 
 static int wait_for_all(void) { return lm__cuda_synchronize("synchronize"); }

@@ -378,6 +378,9 @@ typedef struct lm_adamw_args {
   double eps;          /* > 0 */
   double weight_decay; /* >= 0 */
   double step;         /* counts from 1 */
+  /* NULL; or the tally that lm_guard_gradients keeps on the tensors' GPU: where steps have been
+   * skipped that the host has not heard of, step is one more than were made before. */
+  const lm_tensor *tally;
 } lm_adamw_args;
 
 /* AdamW, decoupled decay (Loshchilov & Hutter 2019), fused: one pass, in place, for n tensors.
@@ -474,14 +477,30 @@ typedef struct lm_muon_report {
 } lm_muon_report;
 LM_API int lm_muon_last(lm_muon_report *out);
 
+/* What lm_guard_gradients counts of an optimizer's steps, on the device: i32 (LM_TALLY_SIZE),
+ * zeros at first. */
+enum lm_tally {
+  LM_TALLY_MADE = 0,     /* steps that went ahead */
+  LM_TALLY_SKIPPED = 1,  /* that did not */
+  LM_TALLY_GRADIENT = 2, /* the last of those with a NaN or Inf: its first gradient that has any */
+  LM_TALLY_BAD = 3,      /* how many are in it */
+  LM_TALLY_OTHERS = 4,   /* gradients beside it that have some */
+  LM_TALLY_SIZE = 5
+};
+enum lm_nonfinite_policy {
+  LM_NONFINITE_ERROR = 0, /* the next call that waits for the device is LM_ENONFINITE */
+  LM_NONFINITE_SKIP = 1   /* the tally tells */
+};
+
 /* On a device that computes beside the host: look for NaN and Inf in n gradients (f32 or bf16,
- * contiguous), there. Where one has any, or something else was found that the host has not been
- * told yet, lm_adamw_step and lm_muon_step on that device change nothing until the next call of
- * this; the next call that waits for the device is then LM_ENONFINITE and says names[i] (which must
- * live until the next call of this). n == 0: steps go ahead. LM_ENOTSUP on the CPU: there
- * lm_count_nonfinite answers at once. */
+ * contiguous), there. Where one has any, lm_adamw_step and lm_muon_step on that device change
+ * nothing until the next call of this; nor do they where something was found that the host has not
+ * been told yet. With LM_NONFINITE_ERROR it is told of a NaN or Inf by the error of the next call
+ * that waits for the device, with the gradient's names[i]. tally: see above, or NULL. n == 0: steps
+ * go ahead, and are not counted. LM_ENOTSUP on the CPU: there lm_count_nonfinite answers at once.
+ */
 LM_API int lm_guard_gradients(int device, int n, const lm_tensor *const *grads,
-                              const char *const *names);
+                              const char *const *names, lm_tensor *tally, int policy);
 
 /* ---- collectives -------------------------------------------------------------------------------
  *

@@ -55,6 +55,17 @@ static void prefetch(const lm_tensor *t) {
   for (size_t at = 0; at < sizeof *t; at += 64) __builtin_prefetch(p + at);
 }
 
+static int check_tally(const char *op, const lm_tensor *tally, int device) {
+  if (!tally) return LM_OK;
+  if (tally->device != device)
+    return lm__fail(LM_EDEVICE, "%s: the tally lies on %s, the tensors on %s", op,
+                    lm_device_name(tally->device), lm_device_name(device));
+  const int64_t shape[1] = {LM_TALLY_SIZE};
+  LM__TRY(lm__need_dtype(op, "the tally", tally, LM_I32));
+  LM__TRY(lm__need_shape(op, "the tally", tally, 1, shape));
+  return lm__need_contiguous(op, "the tally", tally);
+}
+
 int lm_adamw_step(int n, lm_tensor *const *param, const lm_tensor *const *grad,
                   lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
                   const lm_adamw_args *args) {
@@ -74,6 +85,9 @@ int lm_adamw_step(int n, lm_tensor *const *param, const lm_tensor *const *grad,
     LM__TRY(check_adamw_tensor("exp_avg", i, exp_avg[i], param[i]));
     LM__TRY(check_adamw_tensor("exp_avg_sq", i, exp_avg_sq[i], param[i]));
   }
+  if (args->tally && param[0]->device == LM_CPU)
+    return lm__fail(LM_ENOTSUP, "adamw_step: a tally is kept on a GPU; on the CPU give the step");
+  LM__TRY(check_tally("adamw_step", args->tally, param[0]->device));
   LM__OP(backend, adamw_step, param[0]->device);
   return backend->adamw_step(n, param, grad, exp_avg, exp_avg_sq, args);
 }
@@ -143,19 +157,28 @@ int lm_muon_step(lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_bu
 
 /* ---- whether a step goes ahead ---- */
 
-int lm_guard_gradients(int device, int n, const lm_tensor *const *grads, const char *const *names) {
+int lm_guard_gradients(int device, int n, const lm_tensor *const *grads, const char *const *names,
+                       lm_tensor *tally, int policy) {
   const lm__backend_table *backend;
   LM__TRY(lm__begin("step", 0));
   LM__OP(backend, guard, device);
+  LM__TRY(check_tally("step", tally, device));
+  if (policy != LM_NONFINITE_ERROR && policy != LM_NONFINITE_SKIP)
+    return lm__fail(LM_EINVAL, "step: policy = %d is neither error (%d) nor skip (%d)", policy,
+                    LM_NONFINITE_ERROR, LM_NONFINITE_SKIP);
   for (int i = 0; i < n; i++) {
+    const lm_tensor *g = grads[i];
     char name[160];
+    if (g && g->device == device && lm__is_float(g->dtype) && g->dtype != LM_F16 &&
+        lm__is_contiguous(g))
+      continue; /* names are made for messages only */
     (void)snprintf(name, sizeof name, "the gradient of %.120s", names[i]);
-    LM__TRY(lm__begin("step", 1, grads[i]));
-    if (grads[i]->device != device)
+    LM__TRY(lm__begin("step", 1, g));
+    if (g->device != device)
       return lm__fail(LM_EDEVICE, "step: %s lies on %s, others on %s", name,
-                      lm_device_name(grads[i]->device), lm_device_name(device));
-    LM__TRY(lm__need_float("step", name, grads[i]));
-    LM__TRY(lm__need_contiguous("step", name, grads[i]));
+                      lm_device_name(g->device), lm_device_name(device));
+    LM__TRY(lm__need_float("step", name, g));
+    LM__TRY(lm__need_contiguous("step", name, g));
   }
-  return backend->guard(n, grads, names);
+  return backend->guard(n, grads, names, tally, policy);
 }

@@ -1,6 +1,10 @@
 /* AdamW, fused (math/adamw.h): one pass over parameter, gradient and both moments, in place, 28
  * bytes an element in f32.
  *
+ * The host computes the factors of the step that it believes this to be. Where steps were skipped
+ * that it has not heard of, the tally on the device says another one: then each block computes them
+ * again.
+ *
  * A launch takes many tensors, as kernel arguments: each block has BLOCK_ELEMENTS of one of them. A
  * thread has 8 elements of each of the four in flight, by loads of 16 bytes. */
 #include "math/adamw.h"
@@ -23,8 +27,11 @@ struct tensors {
   tensor at[TENSORS];
   int count;
 };
-static_assert(sizeof(tensors) + sizeof(lm_adamw_factors) + 16 <= 4096,
-              "a kernel's arguments have 4 KB");
+struct settings {
+  lm_adamw_args args;
+  lm_adamw_factors factors;
+};
+static_assert(sizeof(tensors) + sizeof(settings) + 16 <= 4096, "a kernel's arguments have 4 KB");
 
 template <bool half> LM_DEVICE void load(float (&x)[AT_ONCE], const void *p, int64_t i) {
   if constexpr (half) {
@@ -89,8 +96,20 @@ LM_DEVICE void run(const tensor &t, int64_t begin, int64_t end, const lm_adamw_f
 }
 
 LM_GLOBAL __launch_bounds__(THREADS)
-    adamw(const __grid_constant__ tensors list, const lm_adamw_factors factors, const int *skip) {
+    adamw(const __grid_constant__ tensors list, const __grid_constant__ settings given,
+          const int *tally, const int *skip) {
+  LM_SHARED(lm_adamw_factors, corrected, [1]);
   if (*skip) return;
+  lm_adamw_factors factors = given.factors;
+  if (tally && (double)tally[LM_TALLY_MADE] != given.args.step) { /* for all threads or none */
+    if (threadIdx.x == 0) {
+      lm_adamw_args args = given.args;
+      args.step = (double)tally[LM_TALLY_MADE];
+      corrected[0] = lm_adamw_prepare(&args);
+    }
+    __syncthreads();
+    factors = corrected[0];
+  }
   int low = 0, high = list.count; /* the last tensor that begins at or before this block */
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -142,8 +161,10 @@ tensor describe(lm_tensor *p, const lm_tensor *g, lm_tensor *m, lm_tensor *v) {
 extern "C" int lm__adamw_step_cuda(int n, lm_tensor *const *param, const lm_tensor *const *grad,
                                    lm_tensor *const *exp_avg, lm_tensor *const *exp_avg_sq,
                                    const lm_adamw_args *args) {
-  const lm_adamw_factors factors = lm_adamw_prepare(args);
+  const int *const tally = args->tally ? lm__pointer<int>(args->tally) : nullptr;
+  settings given = {*args, lm_adamw_prepare(args)};
   tensors list;
+  given.args.tally = nullptr;
   for (int i = 0; i < n;) {
     unsigned blocks = 0;
     memset(&list, 0, sizeof list);
@@ -154,7 +175,8 @@ extern "C" int lm__adamw_step_cuda(int n, lm_tensor *const *param, const lm_tens
       blocks += lm__blocks(t.n, BLOCK_ELEMENTS);
       list.at[list.count++] = t;
     }
-    LM__TRY(lm__launch({"adamw_step", blocks, THREADS}, adamw, list, factors, lm__cuda_skip()));
+    LM__TRY(
+        lm__launch({"adamw_step", blocks, THREADS}, adamw, list, given, tally, lm__cuda_skip()));
   }
   return LM_OK;
 }

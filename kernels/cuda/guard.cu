@@ -1,6 +1,8 @@
 /* Does a step go ahead? Counts what is not finite in the gradients, on the device, and leaves a
  * word there that the optimizers' kernels look at: 1 where a gradient holds a NaN or Inf, or where
- * a kernel has reported something that the host has not seen yet (backend/cuda.h). */
+ * a kernel has reported something that the host has not seen yet (backend/cuda.h). The optimizer's
+ * tally counts the steps that went ahead, so that AdamW's bias corrections need no word from the
+ * host. */
 #include "cuda/reduce.cuh"
 
 namespace {
@@ -39,7 +41,8 @@ typedef struct op_name {
   char at[32];
 } op_name;
 
-LM_GLOBAL decide(const unsigned *bad, int n, int *skip, lm__reporter reporter, op_name op) {
+LM_GLOBAL decide(const unsigned *bad, int n, int *skip, int *tally, int policy,
+                 lm__reporter reporter, op_name op, long long names) {
   int first = -1, others = 0;
   for (int i = 0; i < n; i++) {
     if (!bad[i]) continue;
@@ -48,12 +51,20 @@ LM_GLOBAL decide(const unsigned *bad, int n, int *skip, lm__reporter reporter, o
     else
       others++;
   }
-  if (first >= 0) lm__report_found(reporter, LM_REPORT_NONFINITE, op.at, bad[first], others, first);
+  if (first >= 0 && policy == LM_NONFINITE_ERROR)
+    lm__report_found(reporter, LM_REPORT_NONFINITE, op.at, bad[first], others, names << 32 | first);
   *skip = first >= 0 || *reporter.taken;
+  if (!tally) return;
+  tally[*skip ? LM_TALLY_SKIPPED : LM_TALLY_MADE]++;
+  if (first < 0) return;
+  tally[LM_TALLY_GRADIENT] = first;
+  tally[LM_TALLY_BAD] = bad[first] < 0x7fffffffu ? (int)bad[first] : 0x7fffffff;
+  tally[LM_TALLY_OTHERS] = others;
 }
 } // namespace
 
-extern "C" int lm__guard_cuda(int n, const lm_tensor *const *grads) {
+extern "C" int lm__guard_cuda(int n, const lm_tensor *const *grads, int64_t names, lm_tensor *tally,
+                              int policy) {
   void *scratch = nullptr;
   if (n == 0)
     return lm__cuda_launched("step",
@@ -68,8 +79,9 @@ extern "C" int lm__guard_cuda(int n, const lm_tensor *const *grads) {
                           [&](auto zero) { return start_count("step", grads[i], zero, bad + i); });
   }
   if (status == LM_OK)
-    status = lm__launch({"step", 1, 1}, decide, bad, n, lm__cuda_skip(), lm__cuda_reporter(),
-                        op_name{"step"});
+    status = lm__launch({"step", 1, 1}, decide, bad, n, lm__cuda_skip(),
+                        tally ? lm__pointer<int>(tally) : nullptr, policy, lm__cuda_reporter(),
+                        op_name{"step"}, names);
   lm__cuda_scratch_free(scratch);
   return status;
 }

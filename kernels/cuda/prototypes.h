@@ -73,7 +73,9 @@ double lm__muon_measure_cuda(int64_t count, int64_t rows, int64_t cols, int prec
                              int steps);
 double lm__muon_scratch_cuda(int64_t count, int64_t rows, int64_t cols, int precision);
 
-int lm__guard_cuda(int n, const lm_tensor *const *grads);
+/* names: lm__cuda_names_of's number of the gradients' names. */
+int lm__guard_cuda(int n, const lm_tensor *const *grads, int64_t names, lm_tensor *tally,
+                   int policy);
 
 #ifdef __cplusplus
 }

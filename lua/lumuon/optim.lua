@@ -5,7 +5,8 @@
 --       { kind = "muon", params = matrices, lr = 0.02, momentum = 0.95, ns_steps = 5, beta2 = 0.95,
 --         weight_decay = 0.1 },
 --       model = model,             -- optional: every parameter of it must be in a group
---       on_nonfinite = "error",    -- or "skip": what step() does about a NaN or Inf in a gradient
+--       on_nonfinite = "error",    -- or "skip": what step() does about a NaN or Inf in a gradient; on a GPU
+--                                  -- the device decides, and the host hears of it when it reads a number
 --       shard = true,              -- by default: if there are several ranks
 --       overlap = "step",          -- or "backward", with opt:backward(loss): see lumuon.optim.overlap
 --     }
@@ -26,11 +27,22 @@ local banks = require "lumuon.optim.banks"
 local sharded = require "lumuon.optim.sharded"
 local overlap = require "lumuon.optim.overlap"
 local state = require "lumuon.optim.state"
+local device = require "lumuon.optim.device"
 local dist = require "lumuon.dist"
 local ffi, C, raise = lib.ffi, lib.C, lib.raise
 
 local MuonAdamW = {}
-MuonAdamW.__index = MuonAdamW
+
+--- opt.steps, where a GPU counts them: waits for it.
+function MuonAdamW:__index(key)
+  if key == "steps" then return device.steps(self) end
+  return MuonAdamW[key]
+end
+
+function MuonAdamW:__newindex(key, value)
+  if key == "steps" and self.tally then return device.set_steps(self, value) end
+  rawset(self, key, value)
+end
 
 -- ---- making one ------------------------------------------------------------------------------------
 
@@ -132,7 +144,7 @@ end
 local function construct(given)
   local policy = check_outer(given)
   local self = setmetatable({ param_groups = {}, slots = {}, steps = 0, on_nonfinite = policy,
-    overlap = given.overlap or "step" }, MuonAdamW)
+    overlap = given.overlap or "step", passed_over = { count = 0 } }, MuonAdamW)
   local seen = {}
   for i, one in ipairs(given) do
     local group = options.complete(i, one)
@@ -147,6 +159,7 @@ local function construct(given)
   else
     for _, slot in ipairs(self.slots) do lib.outside_scope(banks[slot.kind], slot) end
   end
+  lib.outside_scope(device.set_up, self)
   -- Those that need most scratch memory go first: if it cannot be had, nothing has been written yet.
   self.order = {}
   for i, slot in ipairs(self.slots) do self.order[i] = slot end
@@ -239,33 +252,6 @@ local function find_nonfinite(self, counts)
   return first .. (more > 0 and (", and so have %d other parameters'"):format(more) or "") .. "; nothing was changed"
 end
 
---- On a GPU gradients are looked at there, and the host goes on: with a NaN or Inf in one, this step and those
--- after it change nothing, until a call that waits for a number (loss:item()) raises the error. True if so;
--- "skip" must know at once, and several ranks must agree.
-local function guard(self)
-  local on_gpu, all = false, true
-  for _, slot in ipairs(self.slots) do
-    if slot.params[1]:device() == "cpu" then all = false else on_gpu = true end
-  end
-  if not on_gpu then return false end
-  if not all or self.units or self.on_nonfinite == "skip" then
-    lib.call(C.lm_guard_gradients, C.LM_CUDA, 0, nil, nil)
-    return false
-  end
-  local handles, names = {}, {}
-  for _, slot in ipairs(self.slots) do
-    if slot.kind == "muon" then
-      handles[#handles + 1], names[#names + 1] = slot.grad_bank.h, options.group_label(slot.index, slot.group)
-    else
-      for j, p in ipairs(slot.params) do handles[#handles + 1], names[#names + 1] = p.grad.h, slot.keys[j] end
-    end
-  end
-  local n = #handles
-  self.guarded = { names, ffi.new("const char *[?]", n, names) } -- kept: a message may name one later
-  lib.call(C.lm_guard_gradients, C.LM_CUDA, n, ffi.new("const lm_tensor *[?]", n, handles), self.guarded[2])
-  return true
-end
-
 local function check_groups(self)
   for i, slot in ipairs(self.slots) do
     local group = self.param_groups[i]
@@ -295,10 +281,12 @@ local function write_all(self)
   local launched = overlap.take(self)
   if self.units then
     sharded.step(self, self.steps + 1, write, progress, launched)
+    self.steps = self.steps + 1
   else
-    for _, slot in ipairs(self.order) do banks.step(slot, self.steps + 1, write, progress) end
+    local step = (self.tally and self.issued or self.steps) + 1
+    for _, slot in ipairs(self.order) do banks.step(slot, step, write, progress, self.tally) end
+    self[self.tally and "issued" or "steps"] = step
   end
-  self.steps = self.steps + 1
   if progress.interrupted then C.lm_interrupt() end -- the next engine call tells
 end
 
@@ -316,21 +304,34 @@ end
 -- message where a gradient has a NaN or Inf (an error otherwise). Whatever goes wrong is found before
 -- anything is written: parameters, moments and the step count are then as they were. With several ranks a
 -- NaN on one is a NaN on all, and afterwards the gradients are undefined: zero_grad() before the next ones.
+--
+-- On a GPU this returns true at once, and the device looks at the gradients: where they have a NaN or Inf, it changes
+-- nothing. With "error" it also holds back the steps after that one, until a call that waits for a number
+-- (loss:item()) raises the error; with "skip" it goes on, and opt:skipped() tells.
 function MuonAdamW:step()
   check_groups(self)
   local told, bad = overlap.told(self)
   if not told then
-    bad = not guard(self) and find_nonfinite(self) or nil
+    bad = not device.guard(self) and find_nonfinite(self) or nil
     told = self.units and sharded.tell(bad)
   end
   if self.units then bad = sharded.first_problem(told, bad) end
   if bad then
     overlap.land(self)
+    local over = self.passed_over
+    over.count, over.message = over.count + 1, bad
     if self.on_nonfinite == "skip" then return false, bad end
     raise("step: %s", bad)
   end
   lib.uninterrupted(write_all, self)
   return true
+end
+
+--- How many steps of this optimizer changed nothing because a gradient had a NaN or Inf, and a message about the
+-- last one, or nil. On a GPU this waits for the device.
+function MuonAdamW:skipped()
+  if self.tally then return device.skipped(self) end
+  return self.passed_over.count, self.passed_over.message
 end
 
 --- Every gradient = 0.

@@ -139,7 +139,14 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
                                                                 : p.minor;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize(void) { return lm_emulated_error(sticky); }
+/* A wait for the device, where none may be. */
+static cudaError_t waited(void) {
+  const char *text = getenv("LUMUON_EMULATED_WAIT");
+  if (text && strcmp(text, "refused") == 0)
+    return lm_emulated_break(cudaErrorLaunchFailure, "the host waited for the device");
+  return lm_emulated_error(sticky);
+}
+cudaError_t cudaDeviceSynchronize(void) { return waited(); }
 cudaError_t cudaDeviceReset(void) {
   lm_emulated_reset_memory();
   sticky = last = cudaSuccess;
@@ -189,9 +196,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream && stream->capturing) return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
+  return waited();
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (stream && stream->capturing) return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
   return lm_emulated_error(sticky);
 }
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
   (void)stream, (void)event, (void)flags;
   return lm_emulated_error(sticky);

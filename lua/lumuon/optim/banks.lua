@@ -297,8 +297,9 @@ function banks.adamw_args(args, group, step)
   return args
 end
 
-local function adamw_step(slot, step, write, progress)
+local function adamw_step(slot, step, write, progress, tally)
   local args = banks.adamw_args(slot.args, slot.group, step)
+  args.tally = tally and tally.h or nil
   for j, p in ipairs(slot.params) do
     slot.param_array[j - 1] = p.h
     slot.grad_array[j - 1] = p.grad.h
@@ -307,10 +308,11 @@ local function adamw_step(slot, step, write, progress)
     slot.exp_avg_array, slot.exp_avg_sq_array, args)
 end
 
---- One step of one group; step counts from 1. write(progress, f, ...) calls the engine.
-function banks.step(slot, step, write, progress)
+--- One step of one group; step counts from 1. write(progress, f, ...) calls the engine. tally: where a GPU counts the
+-- steps, or nil.
+function banks.step(slot, step, write, progress, tally)
   if slot.kind == "muon" then return muon_step(slot, write, progress) end
-  return adamw_step(slot, step, write, progress)
+  return adamw_step(slot, step, write, progress, tally)
 end
 
 return banks

@@ -9,6 +9,7 @@ local dist = require "lumuon.dist"
 local banks = require "lumuon.optim.banks"
 local options = require "lumuon.optim.options"
 local sharded = require "lumuon.optim.sharded"
+local device = require "lumuon.optim.device"
 local raise = lib.raise
 
 local state = {}
@@ -225,6 +226,7 @@ end
 -- saved: hyperparameters, or nil. Returns those of each group.
 function state.check(opt, step, given, saved)
   if not lib.is_whole(step) or step < 0 then load_problem("step = %s is not a whole number >= 0", tostring(step)) end
+  device.check_steps(opt, step)
   if saved and #saved ~= #opt.slots then load_problem("%d groups, the optimizer has %d", #saved, #opt.slots) end
   local groups, known = {}, {}
   for i, slot in ipairs(opt.slots) do
