@@ -29,6 +29,7 @@ local o = lm.options {
   resume = { default = "", help = "a checkpoint to go on from" },
   audit_every = { default = 0, min = 0, help = "steps between comparisons of the ranks' parameters; 0: never" },
   overlap = { default = "step", choices = { "step", "backward" }, help = "where gradients begin to be averaged" },
+  graph = { default = false, help = "the optimizer's step as one launch: on one GPU" },
   timeout = { default = 600, min = 1, help = "seconds a rank waits for another" },
 }
 if o.save_every > 0 and o.out == "" then error("--save_every needs a folder, --out=DIR", 0) end
@@ -66,6 +67,7 @@ local groups = nanochat.param_groups(model, {
 groups.model = model
 groups.on_nonfinite = "skip"
 groups.overlap = o.overlap
+groups.graph = o.graph
 local opt = lm.optim.MuonAdamW(groups)
 if o.resume ~= "" then lm.checkpoint.load(o.resume, { model = model, opt = opt }) end
 

@@ -17,6 +17,7 @@ describe("the emulated CUDA #gpu", function()
     lane = "finds a lane that a shuffle waits for in vain",
     early_end = "lets threads that have ended miss a barrier",
     graph = "captures calls, replays them, and takes new arguments",
+    misuse = "ends a capture for what a capture does not allow",
   } do
     it(what, function()
       if not here then pending("needs a build with -DLUMUON_CUDA=emulated") end

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend/cuda.h"
+#include "backend/cuda_memory.h"
 #include "core/error.h"
 
 enum { WORKSPACE = 32 << 20, PLANS = 1024, PROBES = 8, ALIGNMENT = 256 };
@@ -275,7 +275,7 @@ static int find(const char *op, const lm__cuda_product *product, const void *c, 
   const uint64_t h = hash(&k);
   plan *taken = &plans[h % PLANS];
   if (!start()) return lm__fail(LM_EDEVICE, "%s: no products on the GPU: %s", op, lt.problem);
-  if (!lt.workspace) LM__TRY(lm__cuda_scratch(op, &lt.workspace, WORKSPACE));
+  if (!lt.workspace) LM__TRY(lm__cuda_keep(op, &lt.workspace, WORKSPACE));
   for (unsigned i = 0; i < PROBES; i++) {
     plan *p = &plans[(h + i) % PLANS];
     if (!p->made) {

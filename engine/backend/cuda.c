@@ -155,7 +155,10 @@ int lm_cuda_selected(void) { return start() ? gpu.index : -1; }
 const char *lm_cuda_info(void) { return start() ? gpu.text : ""; }
 const char *lm_cuda_problem(void) { return start() ? "" : gpu.problem; }
 
-cudaStream_t lm__cuda_stream(void) { return gpu.stream; }
+cudaStream_t lm__cuda_stream(void) {
+  const cudaStream_t captured = lm__cuda_graph_stream();
+  return captured ? captured : gpu.stream;
+}
 int lm__cuda_processors(void) { return gpu.processors; }
 int lm__cuda_capability(void) { return gpu.capability; }
 size_t lm__cuda_shared_limit(void) { return gpu.shared_limit; }
@@ -201,7 +204,8 @@ int lm__cuda_check(const char *op, cudaError_t error) {
 
 int lm__cuda_launched(const char *op, cudaError_t error) {
   gpu.recent[gpu.launches++ % RECENT] = op;
-  if (error == cudaSuccess && gpu.wait_always) error = cudaStreamSynchronize(gpu.stream);
+  if (error == cudaSuccess && gpu.wait_always && !lm__cuda_graph_stream())
+    error = cudaStreamSynchronize(gpu.stream);
   return error == cudaSuccess ? LM_OK : lm__cuda_check(op, error);
 }
 
@@ -274,6 +278,7 @@ static int take_report(void) {
 }
 
 int lm__cuda_synchronize(const char *op) {
+  LM__TRY(lm__cuda_graph_refuse(op));
   LM__TRY(lm__cuda_check(op, cudaStreamSynchronize(gpu.stream)));
   gpu.launches = 0;
   return take_report();

@@ -62,6 +62,21 @@ lm__reporter lm__cuda_reporter(void);
  * not 0. */
 int *lm__cuda_skip(void);
 
+/* ---- a step that is captured (cuda_graph.c) ----
+ *
+ * What launches kernels of an optimizer's step says first what the launches depend on (key:
+ * compared byte by byte with the step before, padding included), and hands over the numbers that
+ * may differ from step to step. *there: where on the device kernels read them, or NULL: from their
+ * arguments. False where nothing is to be launched, because a graph does it; goes_on asks again
+ * once more of the key is known. */
+void lm__cuda_graph_key(const void *key, size_t bytes);
+bool lm__cuda_graph_settings(const void *values, size_t bytes, const void **there);
+bool lm__cuda_graph_goes_on(void);
+/* Whether a step is captured or updated: nothing can be measured then. */
+bool lm__cuda_graph_active(void);
+/* Scratch memory until the same call with false is not the step's own. */
+void lm__cuda_graph_pause(bool paused);
+
 /* Copies beside the ops (cuda_side.c). */
 extern const lm__side_copies lm__cuda_side;
 /* Their stream; and after something else was put on it: done() tells when that is done. */

@@ -105,12 +105,23 @@ void lm__cuda_release(void *data, size_t bytes) {
   (void)pthread_mutex_unlock(&lock);
 }
 
-int lm__cuda_scratch(const char *op, void **p, size_t bytes) {
+int lm__cuda_keep(const char *op, void **p, size_t bytes) {
   *p = NULL;
   return bytes == 0 ? LM_OK : take(op, p, bytes);
 }
-void lm__cuda_scratch_free(void *p) {
+void lm__cuda_give_back(void *p) {
   if (p) (void)cudaFreeAsync(p, memory.stream);
+}
+
+int lm__cuda_scratch(const char *op, void **p, size_t bytes) {
+  bool served = false;
+  *p = NULL;
+  if (bytes == 0) return LM_OK;
+  LM__TRY(lm__cuda_graph_scratch(op, p, bytes, &served));
+  return served ? LM_OK : take(op, p, bytes);
+}
+void lm__cuda_scratch_free(void *p) {
+  if (p && !lm__cuda_graph_scratch_free()) lm__cuda_give_back(p);
 }
 
 double lm__cuda_memory(int what) {
@@ -148,6 +159,7 @@ static int next_slot(const char *op, unsigned *slot) {
 }
 
 int lm__cuda_write(const char *op, void *device, const void *host, size_t bytes) {
+  LM__TRY(lm__cuda_graph_refuse(op));
   for (size_t at = 0; at < bytes;) {
     const size_t n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
     unsigned slot = 0;
@@ -166,6 +178,7 @@ int lm__cuda_write(const char *op, void *device, const void *host, size_t bytes)
 int lm__cuda_read(const char *op, void *host, const void *device, size_t bytes) {
   size_t before_at = 0, before_n = 0;
   unsigned before = 0;
+  LM__TRY(lm__cuda_graph_refuse(op));
   for (size_t at = 0; at < bytes || before_n > 0;) {
     const size_t n = bytes - at < SLOT_BYTES ? bytes - at : SLOT_BYTES;
     unsigned slot = 0;

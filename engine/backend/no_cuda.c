@@ -15,6 +15,29 @@ int lm_cuda_prefer(int number) {
   (void)number;
   return LM_OK;
 }
+int lm_graph_new(lm_graph **out, int device) {
+  if (out) *out = NULL;
+  if (device == LM_CUDA) return lm__missing_op("graph", LM_CUDA);
+  return lm__fail(LM_ENOTSUP, "graph: steps are captured on a GPU; on the CPU there is no need");
+}
+static int no_graph(void) { return lm__fail(LM_EINVAL, "graph: the graph is NULL"); }
+int lm_graph_begin(lm_graph *graph, int *runs) {
+  (void)graph, (void)runs;
+  return no_graph();
+}
+int lm_graph_end(lm_graph *graph, int *again) {
+  (void)graph, (void)again;
+  return no_graph();
+}
+int lm_graph_abort(lm_graph *graph) {
+  (void)graph;
+  return LM_OK;
+}
+int lm_graph_counts(const lm_graph *graph, double *out) {
+  (void)graph, (void)out;
+  return no_graph();
+}
+void lm_graph_free(lm_graph *graph) { (void)graph; }
 int lm_cuda_select(int index) {
   return lm__fail(LM_EDEVICE, "cuda:%d: %s", index, lm_cuda_problem());
 }

@@ -502,6 +502,28 @@ enum lm_nonfinite_policy {
 LM_API int lm_guard_gradients(int device, int n, const lm_tensor *const *grads,
                               const char *const *names, lm_tensor *tally, int policy);
 
+/* A step as one launch, on a GPU. Between begin and end make the same calls of lm_guard_gradients,
+ * lm_adamw_step and lm_muon_step at every step, and no other ones: the first time they run; the
+ * second time they are captured as a CUDA graph; from then on they only hand over their numbers
+ * (learning rates, momentum, betas, eps, decay, the step), and lm_graph_end launches the graph with
+ * them. Where anything else has changed (tensors, shapes, coefficients, forms), end starts nothing,
+ * sets *again to 1, and begin, the calls and end are to be repeated, which runs and captures them
+ * anew. After an error between the two: lm_graph_abort, and nothing of the step is done, unless it
+ * ran. The graph's scratch memory stays taken until lm_graph_free. LM_ENOTSUP on the CPU. */
+typedef struct lm_graph lm_graph;
+LM_API int lm_graph_new(lm_graph **out, int device);
+LM_API int lm_graph_begin(lm_graph *graph, int *runs); /* *runs: whether the calls run at once */
+LM_API int lm_graph_end(lm_graph *graph, int *again);
+LM_API int lm_graph_abort(lm_graph *graph);
+LM_API void lm_graph_free(lm_graph *graph);
+enum lm_graph_count {
+  LM_GRAPH_PLAIN = 0,    /* steps that ran as ever */
+  LM_GRAPH_CAPTURES = 1, /* captures that were made */
+  LM_GRAPH_LAUNCHES = 2, /* steps that were launched */
+  LM_GRAPH_COUNTS = 3
+};
+LM_API int lm_graph_counts(const lm_graph *graph, double *out); /* LM_GRAPH_COUNTS of them */
+
 /* ---- collectives -------------------------------------------------------------------------------
  *
  * The ranks 0..world_size-1 of a job run the same program and make the same calls in the same

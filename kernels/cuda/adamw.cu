@@ -31,7 +31,7 @@ struct settings {
   lm_adamw_args args;
   lm_adamw_factors factors;
 };
-static_assert(sizeof(tensors) + sizeof(settings) + 16 <= 4096, "a kernel's arguments have 4 KB");
+static_assert(sizeof(tensors) + sizeof(settings) + 24 <= 4096, "a kernel's arguments have 4 KB");
 
 template <bool half> LM_DEVICE void load(float (&x)[AT_ONCE], const void *p, int64_t i) {
   if constexpr (half) {
@@ -97,13 +97,14 @@ LM_DEVICE void run(const tensor &t, int64_t begin, int64_t end, const lm_adamw_f
 
 LM_GLOBAL __launch_bounds__(THREADS)
     adamw(const __grid_constant__ tensors list, const __grid_constant__ settings given,
-          const int *tally, const int *skip) {
+          const settings *there, const int *tally, const int *skip) {
   LM_SHARED(lm_adamw_factors, corrected, [1]);
   if (*skip) return;
-  lm_adamw_factors factors = given.factors;
-  if (tally && (double)tally[LM_TALLY_MADE] != given.args.step) { /* for all threads or none */
+  const settings &now = there ? *there : given;
+  lm_adamw_factors factors = now.factors;
+  if (tally && (double)tally[LM_TALLY_MADE] != now.args.step) { /* for all threads or none */
     if (threadIdx.x == 0) {
-      lm_adamw_args args = given.args;
+      lm_adamw_args args = now.args;
       args.step = (double)tally[LM_TALLY_MADE];
       corrected[0] = lm_adamw_prepare(&args);
     }
@@ -163,8 +164,11 @@ extern "C" int lm__adamw_step_cuda(int n, lm_tensor *const *param, const lm_tens
                                    const lm_adamw_args *args) {
   const int *const tally = args->tally ? lm__pointer<int>(args->tally) : nullptr;
   settings given = {*args, lm_adamw_prepare(args)};
+  const void *there = nullptr;
   tensors list;
   given.args.tally = nullptr;
+  const bool launches = lm__cuda_graph_settings(&given, sizeof given, &there);
+  lm__cuda_graph_key(&tally, sizeof tally);
   for (int i = 0; i < n;) {
     unsigned blocks = 0;
     memset(&list, 0, sizeof list);
@@ -175,8 +179,10 @@ extern "C" int lm__adamw_step_cuda(int n, lm_tensor *const *param, const lm_tens
       blocks += lm__blocks(t.n, BLOCK_ELEMENTS);
       list.at[list.count++] = t;
     }
-    LM__TRY(
-        lm__launch({"adamw_step", blocks, THREADS}, adamw, list, given, tally, lm__cuda_skip()));
+    lm__cuda_graph_key(&list, sizeof list);
+    if (launches && lm__cuda_graph_goes_on())
+      LM__TRY(lm__launch({"adamw_step", blocks, THREADS}, adamw, list, given,
+                         static_cast<const settings *>(there), tally, lm__cuda_skip()));
   }
   return LM_OK;
 }

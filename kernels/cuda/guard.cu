@@ -65,7 +65,20 @@ LM_GLOBAL decide(const unsigned *bad, int n, int *skip, int *tally, int policy,
 
 extern "C" int lm__guard_cuda(int n, const lm_tensor *const *grads, int64_t names, lm_tensor *tally,
                               int policy) {
+  struct {
+    int64_t n, policy, names;
+    const void *tally;
+  } key = {n, policy, names, tally ? lm__pointer<int>(tally) : nullptr};
   void *scratch = nullptr;
+  lm__cuda_graph_key(&key, sizeof key);
+  for (int i = 0; i < n; i++) {
+    const struct {
+      const void *data;
+      int64_t numel, dtype;
+    } one = {lm__data(grads[i]), lm__numel(grads[i]), grads[i]->dtype};
+    lm__cuda_graph_key(&one, sizeof one);
+  }
+  if (!lm__cuda_graph_goes_on()) return LM_OK;
   if (n == 0)
     return lm__cuda_launched("step",
                              cudaMemsetAsync(lm__cuda_skip(), 0, sizeof(int), lm__cuda_stream()));

@@ -75,7 +75,8 @@ struct variance {
   double *sums;        /* (count, side) */
   float *second, *scale;
   int64_t side, chunks;
-  double reduced, least, rate; /* size of the mean's dim, smaller side, 1 - beta2 */
+  double reduced, least; /* size of the mean's dim, smaller side */
+  lm__muon_numbers numbers;
   int renormalize;
   const int *skip;
 };
@@ -94,10 +95,11 @@ LM_GLOBAL variances(variance v) {
     total += sum;
   }
   total = lm__block_reduce<lm__sum, LM_THREADS>(total, 0.0);
+  const double rate = lm__read_numbers(v.numbers).rate;
   const double renormalize = v.renormalize ? lm_muon_renormalize(total, v.least) : 1.0;
   for (int64_t i = threadIdx.x; i < v.side; i += LM_THREADS) {
     const double mean = sums[i] * renormalize * renormalize / v.reduced;
-    second[i] = lm_muon_second(second[i], mean, v.rate);
+    second[i] = lm_muon_second(second[i], mean, rate);
     const double r = lm_muon_even_out(second[i]);
     before += mean * v.reduced;
     after += mean * v.reduced * r * r;
@@ -116,7 +118,7 @@ struct update {
   int dtype; /* of x */
   int64_t total, rows, cols;
   bool by_row;
-  float lr, lr_decay;
+  lm__muon_numbers numbers;
   const int *skip;
 };
 
@@ -124,6 +126,7 @@ struct update {
 template <int span> LM_GLOBAL updates(update u) {
   const int64_t row = (int64_t)blockIdx.x * LM__ROWS_A_BLOCK + threadIdx.x / LM_WARP;
   if (row >= u.total || *u.skip) return;
+  const lm__muon_settings numbers = lm__read_numbers(u.numbers);
   const float *scales = u.by_row ? u.scale + row : u.scale + row / u.rows * u.cols;
   for (int64_t j = threadIdx.x % LM_WARP * span; j < u.cols; j += LM_WARP * span) {
     float p[span], x[span], scale[span];
@@ -142,7 +145,8 @@ template <int span> LM_GLOBAL updates(update u) {
       }
     }
 #pragma unroll
-    for (int e = 0; e < span; e++) p[e] = lm_muon_update(p[e], x[e] * scale[e], u.lr, u.lr_decay);
+    for (int e = 0; e < span; e++)
+      p[e] = lm_muon_update(p[e], x[e] * scale[e], numbers.lr, numbers.lr_decay);
     if constexpr (span == 1)
       u.param[row * u.cols + j] = p[0];
     else
@@ -166,16 +170,15 @@ template <class T> int squares(const lm__bank *b, bool by_row, int64_t chunks, d
 }
 
 int step(lm__bank *b, lm_tensor *param, const lm_tensor *grad, lm_tensor *momentum_buffer,
-         lm_tensor *second_momentum, const lm_muon_args *args, int64_t chunks) {
-  const double lr = args->lr * sqrt(fmax(1.0, (double)b->rows / (double)b->cols));
+         lm_tensor *second_momentum, const lm_muon_args *args, const lm__muon_numbers &numbers,
+         int64_t chunks) {
   const bool by_row = b->rows >= b->cols;
   lm__bank_source source = {};
   variance v = {};
   update u = {};
   source.grad = lm__pointer<float>(grad);
   source.momentum = lm__pointer<float>(momentum_buffer);
-  source.one_minus_momentum = (float)(1.0 - args->momentum);
-  source.lookahead = args->nesterov ? (float)args->momentum : 1.0f;
+  source.numbers = v.numbers = u.numbers = numbers;
   source.equilibrate = args->row_equilibrate;
   source.skip = u.skip = v.skip = lm__cuda_skip();
   LM__TRY(lm__bank_fill(b, &source));
@@ -189,7 +192,6 @@ int step(lm__bank *b, lm_tensor *param, const lm_tensor *grad, lm_tensor *moment
   v.second = lm__pointer<float>(second_momentum);
   v.reduced = (double)b->m;
   v.least = (double)b->m;
-  v.rate = 1.0 - args->beta2;
   v.renormalize = args->renormalize;
   LM__TRY(b->dtype == LM_BF16 ? squares<lm_bf16>(b, by_row, chunks, parts)
                               : squares<float>(b, by_row, chunks, parts));
@@ -202,8 +204,6 @@ int step(lm__bank *b, lm_tensor *param, const lm_tensor *grad, lm_tensor *moment
   u.rows = b->rows;
   u.cols = b->cols;
   u.by_row = by_row;
-  u.lr = (float)lr;
-  u.lr_decay = (float)(lr * args->weight_decay);
   const bool spans = b->cols % LM__SPAN == 0 && lm__is_aligned(u.param);
   return lm__launch({b->op, lm__blocks(u.total, LM__ROWS_A_BLOCK), LM_THREADS},
                     spans ? updates<LM__SPAN> : updates<1>, u);
@@ -218,6 +218,24 @@ size_t extra_bytes(int64_t count, int64_t rows, int64_t cols) {
   const size_t entries = (size_t)(count * (rows >= cols ? rows : cols));
   return entries * ((size_t)(chunks_of(rows, cols) + 1) * sizeof(double) + sizeof(float));
 }
+
+lm__muon_settings settings_of(const lm_muon_args *args, int64_t rows, int64_t cols) {
+  const double lr = args->lr * sqrt(fmax(1.0, (double)rows / (double)cols));
+  lm__muon_settings s = {};
+  s.one_minus_momentum = (float)(1.0 - args->momentum);
+  s.lookahead = args->nesterov ? (float)args->momentum : 1.0f;
+  s.lr = (float)lr;
+  s.lr_decay = (float)(lr * args->weight_decay);
+  s.rate = 1.0 - args->beta2;
+  return s;
+}
+
+/* All that launches depend on beside the settings. */
+struct dependence {
+  const void *param, *grad, *momentum, *second;
+  int64_t count, rows, cols, path, row_equilibrate, renormalize;
+  lm_polar_args polar;
+};
 } // namespace
 
 extern "C" int lm__muon_step_cuda(lm_tensor *param, const lm_tensor *grad,
@@ -226,10 +244,27 @@ extern "C" int lm__muon_step_cuda(lm_tensor *param, const lm_tensor *grad,
   lm__bank bank;
   if (lm__numel(param) == 0) return LM_OK;
   const int64_t count = param->shape[0], rows = param->shape[1], cols = param->shape[2];
-  LM__TRY(lm__bank_new(&bank, "muon_step", param, &args->polar, lm__bank_path(param, &args->polar),
-                       extra_bytes(count, rows, cols)));
-  const int status =
-      step(&bank, param, grad, momentum_buffer, second_momentum, args, chunks_of(rows, cols));
+  const int path = lm__bank_path(param, &args->polar);
+  const dependence key = {lm__data(param),
+                          lm__data(grad),
+                          lm__data(momentum_buffer),
+                          lm__data(second_momentum),
+                          count,
+                          rows,
+                          cols,
+                          path,
+                          args->row_equilibrate,
+                          args->renormalize,
+                          args->polar};
+  lm__muon_numbers numbers = {settings_of(args, rows, cols), nullptr};
+  const void *there = nullptr;
+  lm__cuda_graph_key(&key, sizeof key);
+  if (!lm__cuda_graph_settings(&numbers.given, sizeof numbers.given, &there)) return LM_OK;
+  numbers.there = static_cast<const lm__muon_settings *>(there);
+  LM__TRY(
+      lm__bank_new(&bank, "muon_step", param, &args->polar, path, extra_bytes(count, rows, cols)));
+  const int status = step(&bank, param, grad, momentum_buffer, second_momentum, args, numbers,
+                          chunks_of(rows, cols));
   /* G and M twice, M written, p read and written: 28; X written and read twice */
   if (status == LM_OK)
     lm__bank_report(&bank, (double)lm__numel(param) * (28 + 3 * lm_dtype_size(bank.dtype)));

@@ -50,6 +50,7 @@ template <int span> LM_GLOBAL norms(lm__bank_source s, double *sums, int64_t row
   const int64_t row = (int64_t)blockIdx.x * LM__ROWS_A_BLOCK + threadIdx.x / LM_WARP;
   double sum = 0;
   if (row >= rows || (s.skip && *s.skip)) return;
+  const lm__muon_settings numbers = lm__read_numbers(s.numbers);
   for (int64_t j = threadIdx.x % LM_WARP * span; j < cols; j += LM_WARP * span) {
     float g[span], m[span];
     load(g, s.grad, LM_F32, row * cols + j);
@@ -57,8 +58,8 @@ template <int span> LM_GLOBAL norms(lm__bank_source s, double *sums, int64_t row
       load(m, s.momentum, LM_F32, row * cols + j);
 #pragma unroll
       for (int e = 0; e < span; e++) {
-        m[e] = lm_muon_momentum(m[e], g[e], s.one_minus_momentum);
-        g[e] = lm_muon_lookahead(m[e], g[e], s.lookahead);
+        m[e] = lm_muon_momentum(m[e], g[e], numbers.one_minus_momentum);
+        g[e] = lm_muon_lookahead(m[e], g[e], numbers.lookahead);
       }
       store(s.momentum, LM_F32, row * cols + j, m);
     }
@@ -97,13 +98,14 @@ LM_GLOBAL scale(lm__bank_source s, const double *factors, void *x, int dtype, in
   const int64_t row = (int64_t)blockIdx.x * LM__ROWS_A_BLOCK + threadIdx.x / LM_WARP;
   if (row >= rows) return;
   const double factor = factors[row];
+  const float lookahead = lm__read_numbers(s.numbers).lookahead;
   for (int64_t j = threadIdx.x % LM_WARP * span; j < cols; j += LM_WARP * span) {
     float u[span], m[span];
     load(u, s.grad, LM_F32, row * cols + j);
     if (s.momentum) {
       load(m, s.momentum, LM_F32, row * cols + j);
 #pragma unroll
-      for (int e = 0; e < span; e++) u[e] = lm_muon_lookahead(m[e], u[e], s.lookahead);
+      for (int e = 0; e < span; e++) u[e] = lm_muon_lookahead(m[e], u[e], lookahead);
     }
 #pragma unroll
     for (int e = 0; e < span; e++) u[e] = (float)((double)u[e] * factor);
@@ -356,7 +358,8 @@ void lay_out(lm__bank *b, int64_t count, int64_t rows, int64_t cols, const lm_po
 
 int lm__bank_path(const lm_tensor *shaped, const lm_polar_args *polar) {
   return lm__muon_path_for(LM_CUDA, shaped->shape[0], shaped->shape[1], shaped->shape[2],
-                           polar->precision, lm__muon_measure_cuda);
+                           polar->precision,
+                           lm__cuda_graph_active() ? nullptr : lm__muon_measure_cuda);
 }
 
 size_t lm__bank_scratch(int64_t count, int64_t rows, int64_t cols, const lm_polar_args *polar,

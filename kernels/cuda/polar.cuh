@@ -37,12 +37,27 @@ size_t lm__bank_scratch(int64_t count, int64_t rows, int64_t cols, const lm_pola
 /* For lm_muon_last: bytes read and written outside the bank's run. */
 void lm__bank_report(const lm__bank *bank, double bytes);
 
+/* A step's numbers, as they are given to a kernel or, where it is part of a graph, lie on the
+ * device. */
+typedef struct lm__muon_settings {
+  float one_minus_momentum, lookahead;
+  float lr, lr_decay; /* with the shape's factor */
+  double rate;        /* 1 - beta2 */
+} lm__muon_settings;
+typedef struct lm__muon_numbers {
+  lm__muon_settings given;
+  const lm__muon_settings *there; /* or NULL */
+} lm__muon_numbers;
+LM_DEVICE lm__muon_settings lm__read_numbers(const lm__muon_numbers &n) {
+  return n.there ? *n.there : n.given;
+}
+
 /* x = U / (|U|_F s + 1e-6), U = g, or with m its look-ahead; rows equilibrated if asked for. Given
  * m, its next value is written. skip: a word on the device that makes this write nothing to m. */
 typedef struct lm__bank_source {
   const float *grad;
   float *momentum;
-  float one_minus_momentum, lookahead;
+  lm__muon_numbers numbers;
   int equilibrate;
   const int *skip;
 } lm__bank_source;

@@ -53,11 +53,13 @@ extern "C" double lm__muon_measure_cuda(int64_t count, int64_t rows, int64_t col
   if (status == LM_OK) status = lm__random_uniform_cuda(x, -0.5, 0.5, 1, 0, 0);
   if (status == LM_OK) status = lm__cuda_check("muon_measure", cudaEventCreate(&begin));
   if (status == LM_OK) status = lm__cuda_check("muon_measure", cudaEventCreate(&end));
+  lm__cuda_graph_pause(true); /* this memory is not the step's */
   if (status == LM_OK) status = lm__bank_new(&bank, "muon_measure", x, &args, path, 0);
   if (status == LM_OK) {
     status = time_runs(&bank, x, begin, end, &ms);
     lm__bank_free(&bank);
   }
+  lm__cuda_graph_pause(false);
   if (begin) (void)cudaEventDestroy(begin);
   if (end) (void)cudaEventDestroy(end);
   lm_tensor_free(x);

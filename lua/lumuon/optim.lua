@@ -8,6 +8,7 @@
 --       on_nonfinite = "error",    -- or "skip": what step() does about a NaN or Inf in a gradient; on a GPU
 --                                  -- the device decides, and the host hears of it when it reads a number
 --       shard = true,              -- by default: if there are several ranks
+--       graph = true,              -- on one GPU: a step is one launch of a CUDA graph, from the second one on
 --       overlap = "step",          -- or "backward", with opt:backward(loss): see lumuon.optim.overlap
 --     }
 --     for _, g in ipairs(opt.param_groups) do g.lr = g.initial_lr * multiplier end
@@ -46,7 +47,7 @@ end
 
 -- ---- making one ------------------------------------------------------------------------------------
 
-local outer_options = { on_nonfinite = true, model = true, shard = true, overlap = true }
+local outer_options = { on_nonfinite = true, model = true, shard = true, overlap = true, graph = true }
 
 local function check_outer(given)
   if type(given) ~= "table" or lib.is_tensor(given) then
@@ -54,9 +55,9 @@ local function check_outer(given)
   end
   for key in pairs(given) do
     if type(key) ~= "number" and not outer_options[key] then
-      local near = lib.nearest(tostring(key), { "on_nonfinite", "model", "shard", "overlap" })
+      local near = lib.nearest(tostring(key), { "on_nonfinite", "model", "shard", "overlap", "graph" })
       raise("MuonAdamW: unknown option '%s'%s", tostring(key), near and ("; did you mean '%s'?"):format(near)
-        or " (it takes a list of groups, on_nonfinite, model, shard, overlap)")
+        or " (it takes a list of groups, on_nonfinite, model, shard, overlap, graph)")
     end
   end
   if #given == 0 then raise("MuonAdamW: no groups") end
@@ -74,6 +75,9 @@ local function check_outer(given)
   end
   if given.shard ~= nil and type(given.shard) ~= "boolean" then
     raise("MuonAdamW: shard = %s is neither true nor false", tostring(given.shard))
+  end
+  if given.graph ~= nil and type(given.graph) ~= "boolean" then
+    raise("MuonAdamW: graph = %s is neither true nor false", tostring(given.graph))
   end
   if given.shard == false and dist.world_size() > 1 then
     raise("MuonAdamW: shard = false, but there are %d ranks, whose gradients must be averaged", dist.world_size())
@@ -154,12 +158,13 @@ local function construct(given)
     self.param_groups[i], self.slots[i] = group, slot
   end
   if given.model ~= nil then self:covers(given.model) end
+  if given.graph then device.check_graph(self, given.shard) end
   if given.shard or dist.world_size() > 1 then
     lib.outside_scope(sharded.set_up, self)
   else
     for _, slot in ipairs(self.slots) do lib.outside_scope(banks[slot.kind], slot) end
   end
-  lib.outside_scope(device.set_up, self)
+  lib.outside_scope(device.set_up, self, given.graph)
   -- Those that need most scratch memory go first: if it cannot be had, nothing has been written yet.
   self.order = {}
   for i, slot in ipairs(self.slots) do self.order[i] = slot end
@@ -205,7 +210,8 @@ end
 
 -- ---- a step ------------------------------------------------------------------------------------------
 
---- Write through f(...); once something has been written, Ctrl-C waits until everything is.
+--- Write through f(...); once something has been written, Ctrl-C waits until everything is. progress.later: nothing
+-- is written before all has been handed over (lumuon.optim.device).
 local function write(progress, f, ...)
   local status = lib.status(f, ...)
   if status == C.LM_ENOMEM then
@@ -222,7 +228,7 @@ local function write(progress, f, ...)
     raise("%s%s", ffi.string(C.lm_last_error()), progress.done > 0
       and (" (after %d updates of this step: load a checkpoint before going on)"):format(progress.done) or "")
   end
-  progress.done = progress.done + 1
+  if not progress.later then progress.done = progress.done + 1 end
 end
 
 local number = ffi.new("double[1]")
@@ -279,7 +285,9 @@ end
 local function write_all(self)
   local progress = { done = 0, interrupted = false }
   local launched = overlap.take(self)
-  if self.units then
+  if self.graph then
+    device.step_by_graph(self, write, progress)
+  elseif self.units then
     sharded.step(self, self.steps + 1, write, progress, launched)
     self.steps = self.steps + 1
   else
@@ -312,7 +320,7 @@ function MuonAdamW:step()
   check_groups(self)
   local told, bad = overlap.told(self)
   if not told then
-    bad = not device.guard(self) and find_nonfinite(self) or nil
+    bad = not self.graph and not device.guard(self) and find_nonfinite(self) or nil
     told = self.units and sharded.tell(bad)
   end
   if self.units then bad = sharded.first_problem(told, bad) end
@@ -333,6 +341,9 @@ function MuonAdamW:skipped()
   if self.tally then return device.skipped(self) end
   return self.passed_over.count, self.passed_over.message
 end
+
+--- With graph = true: { plain = steps that ran as ever, captures = of a step, launches = of what was captured }.
+function MuonAdamW:graph_counts() return device.graph_counts(self) end
 
 --- Every gradient = 0.
 function MuonAdamW:zero_grad()

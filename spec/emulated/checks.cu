@@ -221,8 +221,6 @@ void check_graph() {
     const float by = i == 0 ? 1.5f : 2.5f;
     CHECK((lm_emulated_start<float *, float>(add, 1, 4, 0, stream, p, by)) == cudaSuccess);
     CHECK((lm_emulated_start<float *, float>(add, 1, 4, 0, stream, p, by)) == cudaSuccess);
-    CHECK(cudaStreamSynchronize(stream) != cudaSuccess); /* not allowed then */
-    (void)cudaGetLastError();
     CHECK(cudaStreamEndCapture(stream, &graph[i]) == cudaSuccess);
   }
   CHECK(cudaGraphInstantiate(&exec, graph[0], 0) == cudaSuccess);
@@ -235,6 +233,70 @@ void check_graph() {
   CHECK(got[0] == 5);
 }
 
+/* Each of these ends a capture. */
+void check_misuse() {
+  cudaStream_t stream, other;
+  cudaEvent_t event;
+  float *p = device<float>(4), here[4] = {};
+  void *memory = nullptr;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  CHECK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking) == cudaSuccess);
+  CHECK(cudaEventCreate(&event) == cudaSuccess && cudaEventRecord(event, other) == cudaSuccess);
+  for (int i = 0;; i++) {
+    cudaGraph_t graph;
+    cudaError_t error = cudaSuccess;
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK((lm_emulated_start<float *, float>(add, 1, 4, 0, stream, p, 1)) == cudaSuccess);
+    switch (i) {
+      case 0:
+        error = cudaStreamSynchronize(stream);
+        break;
+      case 1:
+        error = cudaStreamQuery(stream);
+        break;
+      case 2:
+        error = cudaDeviceSynchronize();
+        break;
+      case 3:
+        error = cudaEventQuery(event);
+        break;
+      case 4:
+        error = cudaEventSynchronize(event);
+        break;
+      case 5:
+        error = cudaMalloc(&memory, 8);
+        break;
+      case 6:
+        error = cudaFree(p);
+        break;
+      case 7:
+        error = cudaHostAlloc(&memory, 8, cudaHostAllocDefault);
+        break;
+      case 8:
+        error = cudaMallocAsync(&memory, 8, stream);
+        break;
+      case 9:
+        error = cudaMemcpy(here, p, 16, cudaMemcpyDeviceToHost);
+        break;
+      case 10: /* pageable memory */
+        error = cudaMemcpyAsync(here, p, 16, cudaMemcpyDeviceToHost, stream);
+        break;
+      case 11: /* the legacy stream */
+        (void)lm_emulated_start<float *, float>(add, 1, 4, 0, nullptr, p, 1);
+        error = cudaErrorStreamCaptureUnsupported;
+        break;
+      default: /* memory of another stream is not the capture's business */
+        CHECK(cudaMallocAsync(&memory, 8, other) == cudaSuccess);
+        CHECK(cudaFreeAsync(memory, other) == cudaSuccess);
+        CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess && graph);
+        return;
+    }
+    CHECK(error == cudaErrorStreamCaptureUnsupported);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated && !graph);
+    (void)cudaGetLastError();
+  }
+}
+
 const struct {
   const char *name;
   void (*run)();
@@ -244,7 +306,7 @@ const struct {
     {"freed", check_freed},         {"host_pointer", check_host_pointer},
     {"beside", check_beside},       {"barrier", check_barrier},
     {"lane", check_lane},           {"graph", check_graph},
-    {"early_end", check_early_end},
+    {"early_end", check_early_end}, {"misuse", check_misuse},
 };
 } // namespace
 

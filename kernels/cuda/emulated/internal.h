@@ -30,6 +30,11 @@ double lm_emulated_setting(const char *name, double otherwise);
 cudaError_t lm_emulated_run(void (*run)(const void *), const void *arguments, lm_emulated_size grid,
                             lm_emulated_size block, size_t shared);
 
+/* cudaSuccess, or, where this thread captures a stream, an error that ends the capture: what a call
+ * answers that a capture does not allow. */
+cudaError_t lm_emulated_uncaptured(void);
+bool lm_emulated_captures(cudaStream_t stream); /* or is the legacy stream, which may not be used */
+
 /* Note a call down if the stream is captured; true if it was noted. */
 bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*call)(const void *),
                          const void *arguments, size_t bytes);

@@ -202,15 +202,24 @@ static cudaError_t release_one(void **p, size_t bytes) {
   return release(*p);
 }
 
-cudaError_t cudaMalloc(void **p, size_t bytes) { return locked(allocate, p, bytes); }
-cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
-  (void)stream;
-  return locked(allocate, p, bytes);
+static cudaError_t outside_captures(cudaError_t (*f)(void **, size_t), void **p, size_t bytes) {
+  const cudaError_t error = lm_emulated_uncaptured();
+  return error ? error : locked(f, p, bytes);
 }
-cudaError_t cudaFree(void *p) { return locked(release_one, &p, 0); }
+/* The runtime would make them part of the graph, which then has memory of its own: not done here,
+ * and not wanted. On another stream they are as ever. */
+static cudaError_t in_order(cudaError_t (*f)(void **, size_t), void **p, size_t bytes,
+                            cudaStream_t stream) {
+  return lm_emulated_captures(stream) ? outside_captures(f, p, bytes) : locked(f, p, bytes);
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes) { return outside_captures(allocate, p, bytes); }
+cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
+  return in_order(allocate, p, bytes, stream);
+}
+cudaError_t cudaFree(void *p) { return outside_captures(release_one, &p, 0); }
 cudaError_t cudaFreeAsync(void *p, cudaStream_t stream) {
-  (void)stream;
-  return locked(release_one, &p, 0);
+  return in_order(release_one, &p, 0, stream);
 }
 
 static cudaError_t pin(void **p, size_t bytes) {
@@ -236,9 +245,9 @@ static cudaError_t unpin(void **p, size_t bytes) {
 }
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
   (void)flags;
-  return locked(pin, p, bytes);
+  return outside_captures(pin, p, bytes);
 }
-cudaError_t cudaFreeHost(void *p) { return locked(unpin, &p, 0); }
+cudaError_t cudaFreeHost(void *p) { return outside_captures(unpin, &p, 0); }
 cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned flags) {
   (void)flags;
   *device = host;
@@ -316,11 +325,15 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
                       kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice)) {
     return lm_emulated_error(cudaErrorInvalidValue);
   }
+  if (lm_emulated_captures(stream) &&
+      !(lm_emulated_may_touch(to, bytes) && lm_emulated_may_touch(from, bytes)))
+    return lm_emulated_uncaptured(); /* the host's memory must be pinned */
   if (lm_emulated_capture(stream, do_copy, &call, sizeof call)) return cudaSuccess;
   return do_copy(&call);
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
-  return cudaMemcpyAsync(to, from, bytes, kind, NULL);
+  const cudaError_t error = lm_emulated_uncaptured();
+  return error ? error : cudaMemcpyAsync(to, from, bytes, kind, NULL);
 }
 
 typedef struct set_call {

@@ -27,6 +27,7 @@ static const struct {
     E(cudaErrorIllegalAddress, "an illegal memory access was encountered"),
     E(cudaErrorLaunchFailure, "unspecified launch failure"),
     E(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),
+    E(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture"),
     E(cudaErrorNotSupported, "operation not supported"),
 #undef E
 };
@@ -139,6 +140,16 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
                                                                 : p.minor;
   return cudaSuccess;
 }
+/* The stream that this thread captures, and whether something was done that ends the capture. */
+static _Thread_local cudaStream_t captured;
+static _Thread_local bool invalid;
+
+cudaError_t lm_emulated_uncaptured(void) {
+  if (!captured) return cudaSuccess;
+  invalid = true;
+  return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
+}
+
 /* A wait for the device, where none may be. */
 static cudaError_t waited(void) {
   const char *text = getenv("LUMUON_EMULATED_WAIT");
@@ -146,7 +157,10 @@ static cudaError_t waited(void) {
     return lm_emulated_break(cudaErrorLaunchFailure, "the host waited for the device");
   return lm_emulated_error(sticky);
 }
-cudaError_t cudaDeviceSynchronize(void) { return waited(); }
+cudaError_t cudaDeviceSynchronize(void) {
+  const cudaError_t error = lm_emulated_uncaptured();
+  return error ? error : waited();
+}
 cudaError_t cudaDeviceReset(void) {
   lm_emulated_reset_memory();
   sticky = last = cudaSuccess;
@@ -173,7 +187,8 @@ struct CUstream_st {
   struct CUgraph_st *capturing;
 };
 struct CUevent_st {
-  double at; /* microseconds */
+  double at;     /* microseconds */
+  bool captured; /* has no time, and cannot be waited for */
 };
 
 static _Thread_local double clock_now; /* of what this thread launched: its events are compared */
@@ -195,11 +210,17 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return sticky;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (stream && stream->capturing) return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
+  if (!stream || stream->capturing) {
+    const cudaError_t error = lm_emulated_uncaptured();
+    if (error) return error;
+  }
   return waited();
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  if (stream && stream->capturing) return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
+  if (!stream || stream->capturing) {
+    const cudaError_t error = lm_emulated_uncaptured();
+    if (error) return error;
+  }
   return lm_emulated_error(sticky);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
@@ -219,22 +240,29 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return sticky;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  (void)stream;
+  event->captured = stream && stream->capturing;
   event->at = clock_now;
   return lm_emulated_error(sticky);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  (void)event;
-  return lm_emulated_error(sticky);
+  const cudaError_t error = lm_emulated_uncaptured();
+  if (error) return error;
+  return lm_emulated_error(event->captured ? cudaErrorInvalidValue : sticky);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (begin->captured || end->captured) return lm_emulated_error(cudaErrorInvalidValue);
   *milliseconds = (float)(1e-3 * (end->at - begin->at));
   return lm_emulated_error(sticky);
 }
 
+bool lm_emulated_captures(cudaStream_t stream) {
+  return stream ? stream->capturing != NULL : captured != NULL;
+}
+
 bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*run)(const void *),
                          const void *arguments, size_t bytes) {
+  if (!stream) (void)lm_emulated_uncaptured(); /* the legacy stream waits for all others */
   if (!stream || !stream->capturing) return false;
   struct CUgraph_st *g = stream->capturing;
   if (g->n == g->room) {
@@ -250,15 +278,21 @@ bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*run)(const void *),
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
   (void)mode;
   if (sticky) return sticky;
-  if (!stream || stream->capturing) return lm_emulated_error(cudaErrorInvalidValue);
+  if (!stream || stream->capturing || captured) return lm_emulated_error(cudaErrorInvalidValue);
   stream->capturing = calloc(1, sizeof *stream->capturing);
+  captured = stream;
+  invalid = false;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   if (!stream || !stream->capturing) return lm_emulated_error(cudaErrorInvalidValue);
   *graph = stream->capturing;
   stream->capturing = NULL;
-  return lm_emulated_error(sticky);
+  captured = NULL;
+  if (!invalid) return lm_emulated_error(sticky);
+  (void)cudaGraphDestroy(*graph);
+  *graph = NULL;
+  return lm_emulated_error(cudaErrorStreamCaptureInvalidated);
 }
 
 static void clear_calls(struct CUgraph_st *g) {

@@ -51,8 +51,8 @@ local Steps = {}
 Steps.__index = Steps
 
 --- Parameters with gradients for all groups, and one optimizer over them; precision: of Muon's products; device:
--- where they lie, the CPU if not given.
-function steps.new(groups, precision, device)
+-- where they lie, the CPU if not given; graph: as MuonAdamW's.
+function steps.new(groups, precision, device, graph)
   local generator, made, number = tensor.Generator(1), {}, 0
   local function parameter(group)
     number = number + 1
@@ -69,6 +69,7 @@ function steps.new(groups, precision, device)
     made[i] = { kind = group.kind, params = params, lr = 1e-3, weight_decay = 0.1,
       precision = group.kind == "muon" and precision or nil }
   end
+  made.graph = graph
   local self = setmetatable({ groups = groups, opt = optim.MuonAdamW(made), count = 0 }, Steps)
   lib.collect()
   C.lm_memory_trim()

@@ -7,6 +7,8 @@
 -- Of several ranks, or with groups on both devices, the host looks at the gradients, and counts.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
+local dist = require "lumuon.dist"
+local banks = require "lumuon.optim.banks"
 local options = require "lumuon.optim.options"
 local ffi, C, raise = lib.ffi, lib.C, lib.raise
 
@@ -14,8 +16,20 @@ local device = {}
 
 local MOST = 2 ^ 31 - 1 -- steps that a tally counts
 
---- Give opt a tally if all its parameters lie on a GPU and no other rank must agree.
-function device.set_up(opt)
+--- Raise where graph = true cannot be: before anything is moved.
+function device.check_graph(opt, shard)
+  if shard or dist.world_size() > 1 then
+    raise("MuonAdamW: graph = true is for one process: several ranks communicate between the groups' updates")
+  end
+  for _, slot in ipairs(opt.slots) do
+    if slot.params[1]:device() == "cpu" then
+      raise("MuonAdamW: graph = true needs all parameters on a GPU, and %s lies on the CPU", slot.keys[1])
+    end
+  end
+end
+
+--- Give opt a tally if all its parameters lie on a GPU and no other rank must agree; and a graph if it is to have one.
+function device.set_up(opt, graph)
   local all = true
   for _, slot in ipairs(opt.slots) do
     if slot.params[1]:device() == "cpu" then all = false else opt.on_gpu = true end
@@ -38,6 +52,10 @@ function device.set_up(opt)
     handles = ffi.new("const lm_tensor *[?]", n) }
   opt.issued = 0 -- the step count as far as the host knows
   rawset(opt, "steps", nil)
+  if not graph then return end
+  local out = ffi.new("lm_graph *[1]")
+  lib.call(C.lm_graph_new, out, C.LM_CUDA)
+  opt.graph, opt.runs, opt.again = ffi.gc(out[0], C.lm_graph_free), ffi.new("int[1]"), ffi.new("int[1]")
 end
 
 --- Have the device look at all gradients and decide whether the updates that follow do anything. False where that is
@@ -63,6 +81,36 @@ function device.guard(opt)
   lib.call(C.lm_guard_gradients, C.LM_CUDA, g.n, g.handles, g.pointers, opt.tally.h,
     opt.on_nonfinite == "skip" and C.LM_NONFINITE_SKIP or C.LM_NONFINITE_ERROR)
   return true
+end
+
+--- A step through opt.graph. The first one runs as ever, the second is captured, and the others hand over their
+-- hyperparameters and launch what was captured; after a change of anything else it begins anew. write(progress, f,
+-- ...) calls the engine.
+function device.step_by_graph(opt, write, progress)
+  local function updates()
+    device.guard(opt)
+    for _, slot in ipairs(opt.order) do banks.step(slot, opt.issued + 1, write, progress, opt.tally) end
+  end
+  repeat
+    lib.call(C.lm_graph_begin, opt.graph, opt.runs)
+    progress.later = opt.runs[0] == 0
+    local ok, message = pcall(updates)
+    if not ok then
+      C.lm_graph_abort(opt.graph)
+      error(message, 0)
+    end
+    lib.call(C.lm_graph_end, opt.graph, opt.again)
+  until opt.again[0] == 0
+  opt.issued = opt.issued + 1
+end
+
+--- How opt's steps were done, or nil without a graph.
+function device.graph_counts(opt)
+  if not opt.graph then return nil end
+  local counts = ffi.new("double[?]", C.LM_GRAPH_COUNTS)
+  lib.call(C.lm_graph_counts, opt.graph, counts)
+  return { plain = counts[C.LM_GRAPH_PLAIN], captures = counts[C.LM_GRAPH_CAPTURES],
+    launches = counts[C.LM_GRAPH_LAUNCHES] }
 end
 
 --- What the device has counted: waits for it. The host knows the step count again.
