@@ -31,22 +31,22 @@ static bool has(const char *feature) { return strstr(lm_cpu_features(), feature)
  * (an emulator, a hypervisor) must not reach anybody's weights. */
 static bool agrees(const lm__packed_kernel *k, const lm__packed_kernel *reference) {
   enum { TILES = 3, BYTES = 2 * TILES * LM__TILE, OUT = 2 * LM__TILE };
-  static _Alignas(64) char a[BYTES], b[BYTES], out[2][OUT];
+  static _Alignas(64) char left[BYTES], right[BYTES], out[2][OUT];
   uint32_t state = 1;
   for (int i = 0; i < BYTES; i += 2) {
     state = state * 1664525u + 1013904223u;
     const uint16_t x = lm_f32_to_bf16((float)(state >> 16) / 65536.0f - 0.5f);
-    memcpy(a + i, &x, 2);
-    memcpy(b + BYTES - 2 - i, &x, 2);
+    memcpy(left + i, &x, 2);
+    memcpy(right + BYTES - 2 - i, &x, 2);
   }
   for (int i = 0; i < 2; i++) {
-    const lm__product p = {.kind = LM__UPPER,
+    const lm__product p = {.kind = LM__SYMMETRIC,
                            .m = 32,
                            .n = 32,
                            .k = 32 * (int64_t)TILES,
-                           .a = a,
-                           .b = b,
-                           .out_a = out[i],
+                           .left = {.rows = left},
+                           .right = {.words = right},
+                           .out = {.words = out[i]},
                            .alpha = 1};
     (i ? k : reference)->strip(&p, 0, NULL);
   }

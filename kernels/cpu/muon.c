@@ -110,33 +110,37 @@ static void prepare(lm__bank *bank, int64_t k, const lm__slot *slot) {
 
 /* ---- after the products ---- */
 
-/* sums[i] = sum over cols of X X, for rows begin..end */
+/* sums[i] = sum over cols of X X, for rows begin..end (begin a multiple of 32) */
 static void range_row_sums(int64_t begin, int64_t end, void *arg) {
   const one *w = arg;
   const lm__bank *bank = &w->m->bank;
-  float buffer[LM__CHUNK];
-  for (int64_t i = begin; i < end; i++) {
-    w->sums[i] = 0;
-    for (int64_t j = 0; j < bank->cols; j += LM__CHUNK) {
-      const int64_t n = bank->cols - j < LM__CHUNK ? bank->cols - j : LM__CHUNK;
-      w->sums[i] += lm__sum_squares(lm__bank_get(bank, w->k, i, j, n, buffer), n);
+  float x[LM__BLOCK][LM__WIDTH];
+  for (int64_t i = begin; i < end; i++) w->sums[i] = 0;
+  for (int64_t i = begin; i < end; i += LM__BLOCK)
+    for (int64_t j = 0; j < bank->cols; j += LM__WIDTH) {
+      const int64_t n = bank->cols - j < LM__WIDTH ? bank->cols - j : LM__WIDTH;
+      LM_KERNEL(bank_get)(bank, w->k, i, j, n, x[0]);
+      for (int64_t r = i; r < end && r < i + LM__BLOCK; r++)
+        w->sums[r] += lm__sum_squares(x[r - i], n);
     }
-  }
 }
 
 /* sums[j] = sum over rows of X X, for columns begin..end (begin a multiple of 32) */
 static void range_column_sums(int64_t begin, int64_t end, void *arg) {
   const one *w = arg;
   const lm__bank *bank = &w->m->bank;
-  float buffer[LM__CHUNK];
-  for (int64_t j = begin; j < end; j += LM__CHUNK) {
-    const int64_t n = end - j < LM__CHUNK ? end - j : LM__CHUNK;
+  float x[LM__BLOCK][LM__WIDTH];
+  for (int64_t j = begin; j < end; j += LM__WIDTH) {
+    const int64_t n = end - j < LM__WIDTH ? end - j : LM__WIDTH;
     double *sums = w->sums + j;
     for (int64_t e = 0; e < n; e++) sums[e] = 0;
-    for (int64_t i = 0; i < bank->rows; i++) {
-      const float *x = lm__bank_get(bank, w->k, i, j, n, buffer);
-      LM_SIMD
-      for (int64_t e = 0; e < n; e++) sums[e] += (double)x[e] * (double)x[e];
+    for (int64_t i = 0; i < bank->rows; i += LM__BLOCK) {
+      LM_KERNEL(bank_get)(bank, w->k, i, j, n, x[0]);
+      for (int64_t r = i; r < bank->rows && r < i + LM__BLOCK; r++) {
+        const float *row = x[r - i];
+        LM_SIMD
+        for (int64_t e = 0; e < n; e++) sums[e] += (double)row[e] * (double)row[e];
+      }
     }
   }
 }
@@ -186,20 +190,23 @@ static void update_run(const muon *m, float *restrict p, float *restrict old,
   for (int64_t i = 0; i < n; i++) old[i] = lm_muon_momentum(old[i], g[i], rate);
 }
 
-/* Rows begin..end of the bank, counted through all matrices. */
+/* Blocks of rows begin..end of the bank, counted through all matrices. */
 static void range_update(int64_t begin, int64_t end, void *arg) {
   const muon *m = arg;
   const lm__bank *bank = &m->bank;
-  const int64_t cols = bank->cols;
-  float buffer[LM__CHUNK];
-  for (int64_t row = begin; row < end; row++) {
-    const int64_t k = row / bank->rows;
-    const float row_scale = m->by_row ? m->scale[row] : 1.0f;
-    for (int64_t j = 0; j < cols; j += LM__CHUNK) {
-      const int64_t n = cols - j < LM__CHUNK ? cols - j : LM__CHUNK, at = row * cols + j;
-      update_run(m, m->param + at, m->momentum + at, m->grad + at,
-                 lm__bank_get(bank, k, row % bank->rows, j, n, buffer),
-                 m->by_row ? NULL : m->scale + k * cols + j, row_scale, n);
+  const int64_t rows = bank->rows, cols = bank->cols, blocks = lm__bank_blocks(bank);
+  float x[LM__BLOCK][LM__WIDTH];
+  for (int64_t block = begin; block < end; block++) {
+    const int64_t k = block / blocks, i = block % blocks * LM__BLOCK;
+    for (int64_t j = 0; j < cols; j += LM__WIDTH) {
+      const int64_t n = cols - j < LM__WIDTH ? cols - j : LM__WIDTH;
+      LM_KERNEL(bank_get)(bank, k, i, j, n, x[0]);
+      for (int64_t r = i; r < rows && r < i + LM__BLOCK; r++) {
+        const int64_t at = (k * rows + r) * cols + j;
+        update_run(m, m->param + at, m->momentum + at, m->grad + at, x[r - i],
+                   m->by_row ? NULL : m->scale + k * cols + j,
+                   m->by_row ? m->scale[k * rows + r] : 1.0f, n);
+      }
     }
   }
 }
@@ -236,12 +243,12 @@ int LM_KERNEL(muon_step)(lm_tensor *param, const lm_tensor *grad, lm_tensor *mom
     status = LM_KERNEL(bank_run)(&m.bank);
   }
   if (status == LM_OK) {
-    lm__parallel_for(count * rows, lm__bank_grain(&m.bank), range_update, &m);
+    lm__parallel_for(count * lm__bank_blocks(&m.bank), lm__bank_grain(&m.bank) / LM__BLOCK,
+                     range_update, &m);
     memcpy(m.second, m.next_second, (size_t)entries * sizeof(float));
-    const double size = lm_dtype_size(m.bank.dtype), forms = m.bank.packed ? 3 : 1;
+    const double moved = 36 + lm__bank_written(&m.bank) + 2.0 * lm_dtype_size(m.bank.dtype);
     LM_KERNEL(bank_report)
-    (&m.bank, (double)lm__numel(param) * (36 + (forms + 2) * size),
-     2 * entries * (int64_t)sizeof(float));
+    (&m.bank, (double)lm__numel(param) * moved, 2 * entries * (int64_t)sizeof(float));
   }
   if (sides) lm__storage_release(sides);
   lm__bank_free(&m.bank);

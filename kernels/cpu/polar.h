@@ -12,7 +12,8 @@ enum { LM__WIDTH = 128 };
 struct lm__slot;
 
 /* count matrices (rows, cols) that are being orthogonalised, beside the caller's: an interrupted or
- * failed step leaves no trace. Row by row, or, for packed products, each in A form. */
+ * failed step leaves no trace. Row by row, or, for packed products, each by words; X' where rows >
+ * cols, so that the products know wide matrices only. */
 typedef struct lm__bank {
   int64_t count, rows, cols;
   const lm_polar_args *polar;
@@ -27,30 +28,30 @@ typedef struct lm__bank {
   void (*finish)(struct lm__bank *bank, int64_t k, const struct lm__slot *slot);
   void *arg;
   int status;
-  bool each;            /* a thread takes a matrix of its own */
-  lm__storage *scratch; /* of bank_run: a slot for each thread that takes matrices */
-  int64_t slots_taken, scratch_bytes, operations;
+  bool alone;           /* one thread works on a matrix; before bank_run: whatever that holds */
+  lm__storage *scratch; /* of bank_run: the slots */
+  int64_t slots, scratch_bytes, operations;
 } lm__bank;
 
 /* What one matrix needs while it is worked on. */
 typedef struct lm__slot {
-  double *sums; /* 2 max(rows, cols) */
-  char *b, *t;  /* packed: X in B form; X' in B form if rows <= cols, else in A form */
+  double *sums; /* 2 max(rows, cols); where rest begins */
+  char *rows;   /* packed: x by rows, where the kernel wants it so, else NULL */
   char *rest;   /* polar_scratch bytes, 64-aligned */
 } lm__slot;
 
 int LM_KERNEL(bank_new)(lm__bank *bank, int64_t count, int64_t rows, int64_t cols,
                         const lm_polar_args *polar, int path);
-/* prepare, iterate and finish each matrix: small ones a thread each, large ones one after another
- * on all threads. */
+/* prepare, iterate and finish each matrix: a thread a matrix, or one after another on all threads,
+ * whichever is sooner done and holds no more than half of the bank beside it. */
 int LM_KERNEL(bank_run)(lm__bank *bank);
 
 /* What the bank's run did, for lm_muon_last: bytes read and written outside the products. */
 void LM_KERNEL(bank_report)(const lm__bank *bank, double bytes, int64_t more_scratch);
 
-/* lm_polar_express on a given path. */
+/* lm_polar_express on a given path. alone: a thread a matrix, whatever that holds. */
 int LM_KERNEL(polar_on_path)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args,
-                             int path);
+                             int path, bool alone);
 
 /* All steps on matrix k of the bank, in place, as written. */
 int LM_KERNEL(polar_iterate)(lm__bank *bank, int64_t k, const lm__slot *slot);
@@ -69,22 +70,34 @@ static inline char *lm__bank_matrix(const lm__bank *bank, int64_t k) {
   return (char *)bank->x->data + k * bank->matrix_bytes;
 }
 
+/* Is X' held? */
+static inline bool lm__bank_turned(const lm__bank *bank) { return bank->rows > bank->cols; }
+
+/* Where rows i.. and columns j.. of a packed matrix begin; *panel: bytes of a panel. */
+static inline int64_t lm__bank_at(const lm__bank *bank, int64_t i, int64_t j, int64_t *panel) {
+  const bool turned = lm__bank_turned(bank);
+  const int64_t unit = bank->packed->unit;
+  *panel = lm__packed_panel(bank->packed, turned ? bank->rows : bank->cols);
+  return turned ? j / 16 * *panel + i / unit * LM__TILE : i / 16 * *panel + j / unit * LM__TILE;
+}
+
 /* Rows i..i+31 and columns j..j+n of matrix k from f32 values, rows LM__WIDTH apart and 0 beyond
  * the matrix. i and j are multiples of 32. */
 void LM_KERNEL(bank_put)(const lm__bank *bank, int64_t k, const lm__slot *slot, int64_t i,
                          int64_t j, int64_t n, const float *values);
+/* The other way; what is beyond the matrix is 0 or left as it was. */
+void LM_KERNEL(bank_get)(const lm__bank *bank, int64_t k, int64_t i, int64_t j, int64_t n,
+                         float *values);
 
-/* n elements of row i of matrix k from column j (a multiple of 32) on, perhaps loaded to buffer. */
-static inline const float *lm__bank_get(const lm__bank *bank, int64_t k, int64_t i, int64_t j,
-                                        int64_t n, float *buffer) {
-  const char *x = lm__bank_matrix(bank, k);
-  const int64_t size = lm_dtype_size(bank->dtype);
-  if (!bank->packed) return lm__as_f32(buffer, x + (i * bank->cols + j) * size, bank->dtype, 1, n);
-  const int64_t unit = bank->packed->unit, tiles = lm__padded(bank->cols) / unit;
-  const char *row = x + (i / 16 * tiles + j / unit) * LM__TILE + i % 16 * 64;
-  for (int64_t e = 0; e < n; e += unit, row += LM__TILE)
-    lm__load(buffer + e, row, bank->dtype, 1, n - e < unit ? n - e : unit);
-  return buffer;
+/* Blocks of 32 rows of a matrix. */
+static inline int64_t lm__bank_blocks(const lm__bank *bank) {
+  return (bank->rows + LM__BLOCK - 1) / LM__BLOCK;
+}
+
+/* Bytes that bank_put writes of an element, in one form or two. */
+static inline double lm__bank_written(const lm__bank *bank) {
+  const bool two = bank->packed && bank->packed->left_by_rows;
+  return (double)(lm_dtype_size(bank->dtype) * (two ? 2 : 1));
 }
 
 /* Rows a thread should have at least: whole blocks. */

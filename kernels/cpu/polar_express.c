@@ -53,53 +53,62 @@ void LM_KERNEL(bank_put)(const lm__bank *bank, int64_t k, const lm__slot *slot, 
       put_row(bank, x + (r * bank->cols + j) * size, values + (r - i) * LM__WIDTH, n);
     return;
   }
-  const bool tall = bank->rows > bank->cols;
-  const int64_t unit = packed->unit;
-  const int64_t across = lm__padded(bank->cols) / unit * LM__TILE;
-  const int64_t down = lm__padded(bank->rows) / unit * LM__TILE;
   for (int64_t c = j; c < j + n; c += LM__BLOCK) {
-    const int64_t row = i / 16 * across + c / unit * LM__TILE;
-    const int64_t column = c / 16 * down + i / unit * LM__TILE;
-    const lm__target target = {.a = x + row,
-                               .b = slot->b + column,
-                               .ta = tall ? slot->t + column : NULL,
-                               .tb = tall ? NULL : slot->t + row,
-                               .across = across,
-                               .down = down};
+    lm__target target = {.block = {NULL, NULL}};
+    const int64_t at = lm__bank_at(bank, i, c, &target.panel);
+    const lm__packed to = {x + at, slot->rows ? slot->rows + at : NULL};
+    *(lm__bank_turned(bank) ? &target.mirror : &target.block) = to;
     packed->emit(values + (c - j), LM__WIDTH, &target, bank->round);
   }
 }
 
+void LM_KERNEL(bank_get)(const lm__bank *bank, int64_t k, int64_t i, int64_t j, int64_t n,
+                         float *values) {
+  const char *x = lm__bank_matrix(bank, k);
+  if (bank->packed) {
+    for (int64_t c = j; c < j + n; c += LM__BLOCK) {
+      int64_t panel;
+      const int64_t at = lm__bank_at(bank, i, c, &panel);
+      bank->packed->read(values + (c - j), LM__WIDTH, x + at, panel, lm__bank_turned(bank));
+    }
+    return;
+  }
+  const int64_t size = lm_dtype_size(bank->dtype);
+  for (int64_t r = i; r < i + LM__BLOCK && r < bank->rows; r++)
+    lm__load(values + (r - i) * LM__WIDTH, x + (r * bank->cols + j) * size, bank->dtype, 1, n);
+}
+
 /* ---- running it ---- */
 
-/* A slot: sums, B form and transpose of X where packed, then what the iteration needs. */
-static int64_t sums_bytes(const lm__bank *bank) {
-  const int64_t n = bank->rows > bank->cols ? bank->rows : bank->cols;
-  return lm__aligned(2 * n * (int64_t)sizeof(double));
-}
-static int64_t slot_bytes(const lm__bank *bank) {
-  return sums_bytes(bank) + (bank->packed
-                                 ? 2 * bank->matrix_bytes + LM_KERNEL(polar_packed_scratch)(bank)
-                                 : LM_KERNEL(polar_scratch)(bank));
-}
-static lm__slot slot_at(const lm__bank *bank, int64_t i) {
-  char *at = (char *)bank->scratch->data + i * slot_bytes(bank);
-  lm__slot slot = {.sums = (double *)(void *)at};
-  at += sums_bytes(bank);
-  if (bank->packed) {
-    slot.b = at;
-    slot.t = at + bank->matrix_bytes;
-    at += 2 * bank->matrix_bytes;
-  }
-  slot.rest = at;
-  return slot;
+/* What muon.c keeps of a matrix until the end is two of these. */
+static int64_t side_bytes(const lm__bank *bank) {
+  const int64_t side = bank->rows > bank->cols ? bank->rows : bank->cols;
+  return side * (int64_t)sizeof(float);
 }
 
-/* Matrices begin..end, one after another in one slot. */
+/* A slot: X by rows where the kernel wants it, then what the iteration needs, where before and
+ * after it the sums lie. */
+static int64_t rows_bytes(const lm__bank *bank) {
+  return bank->packed && bank->packed->left_by_rows ? bank->matrix_bytes : 0;
+}
+static int64_t slot_bytes(const lm__bank *bank) {
+  const int64_t sums = lm__aligned(4 * side_bytes(bank));
+  const int64_t rest =
+      bank->packed ? LM_KERNEL(polar_packed_scratch)(bank) : LM_KERNEL(polar_scratch)(bank);
+  return rows_bytes(bank) + (rest > sums ? rest : sums);
+}
+static lm__slot slot_at(const lm__bank *bank, int64_t i) {
+  char *const at = (char *)bank->scratch->data + i * slot_bytes(bank);
+  char *const rest = at + rows_bytes(bank);
+  return (lm__slot){.sums = (double *)(void *)rest, .rows = rest > at ? at : NULL, .rest = rest};
+}
+
+/* Of slots [begin, end), each with its share of the matrices. */
 static void range_run(int64_t begin, int64_t end, void *arg) {
   lm__bank *bank = arg;
-  const lm__slot slot = slot_at(bank, __atomic_fetch_add(&bank->slots_taken, 1, __ATOMIC_RELAXED));
-  for (int64_t k = begin; k < end; k++) {
+  const lm__slot slot = slot_at(bank, begin);
+  const int64_t last = bank->count * end / bank->slots;
+  for (int64_t k = bank->count * begin / bank->slots; k < last; k++) {
     if (__atomic_load_n(&bank->status, __ATOMIC_RELAXED) != LM_OK) return;
     bank->prepare(bank, k, &slot);
     const int status = bank->packed ? LM_KERNEL(polar_packed)(bank, k, &slot)
@@ -109,35 +118,39 @@ static void range_run(int64_t begin, int64_t end, void *arg) {
   }
 }
 
-/* A slot a thread, as long as the slots take half as much as the bank, or little. */
-enum { LITTLE = 1 << 24 };
-
+/* A thread a matrix, or one matrix after another on all threads.
+ *
+ * The first needs a slot a thread: no more than together take half as much as the bank. Then rounds
+ * of as many matrices as there are slots are compared with what a split can gain: nine tenths of
+ * the threads, and of a product of s strips that is symmetric (s + 1) / 2 at most, the first strip
+ * being that long. Small matrices are not worth splitting, however much their slots take. */
 static void deal(lm__bank *bank) {
-  const int64_t threads = lm_threads();
+  const int64_t threads = lm_threads(), count = bank->count;
   const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
   const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
-  const bool small = m * m * n < 4e6, even = bank->count % threads == 0;
-  const int64_t all = bank->count < threads ? bank->count : threads;
-  bank->each = true; /* polar_packed_scratch asks */
-  const int64_t bytes = all * slot_bytes(bank);
-  const bool fits = bytes <= LITTLE || bytes <= bank->count * bank->matrix_bytes / 2;
-  bank->each = bank->count > 1 && (small || (fits && (even || bank->count >= 4 * threads)));
-  bank->scratch_bytes = (bank->each ? all : 1) * slot_bytes(bank);
+  const double work = 5 * (4 * m * m * n + 2 * m * m * m) + 3e5;
+  const int64_t worth = (int64_t)(1 + work / 2e6 * (double)count); /* of waking: 2 Mflop each */
+  const bool small = m * m * n < 4e6 || bank->alone;
+  bank->alone = true; /* polar_packed_scratch asks */
+  const int64_t room = bank->matrix_bytes / 2 - 2 * side_bytes(bank);
+  const int64_t fit = small ? count : count * room / slot_bytes(bank);
+  int64_t slots = count < threads ? count : threads;
+  if (slots > worth) slots = worth;
+  if (slots > fit) slots = fit;
+  const double gain = fmin(0.9 * (double)threads, (m / LM__BLOCK + 1) / 2);
+  bank->alone = count > 1 && slots > 0 &&
+                (small || (double)((count + slots - 1) / slots) * fmax(1, gain) <= (double)count);
+  bank->slots = bank->alone ? slots : 1;
+  bank->scratch_bytes = bank->slots * slot_bytes(bank);
 }
 
 int LM_KERNEL(bank_run)(lm__bank *bank) {
-  const double m = (double)(bank->rows < bank->cols ? bank->rows : bank->cols);
-  const double n = (double)(bank->rows < bank->cols ? bank->cols : bank->rows);
-  const double work = bank->polar->ns_steps * (4 * m * m * n + 2 * m * m * m) + 3e5;
   deal(bank);
   LM__TRY(lm__storage_new(&bank->scratch, (size_t)bank->scratch_bytes, LM_CPU));
-  if (bank->each) /* a thread should have 2 Mflop to do, or is not worth waking */
-    lm__parallel_for(bank->count, 1 + (int64_t)(2e6 / work), range_run, bank);
-  else
-    range_run(0, bank->count, bank);
+  lm__parallel_for(bank->slots, 1, range_run, bank);
   lm__storage_release(bank->scratch);
   bank->scratch_bytes += bank->count * bank->matrix_bytes;
-  if (bank->status == LM_OK || !bank->each) return bank->status;
+  if (bank->status == LM_OK || !bank->alone) return bank->status;
   return lm__fail(bank->status, /* the message is on the thread that failed */
                   "polar_express: %s while (%lld, %lld, %lld) was being done",
                   bank->status == LM_EINTERRUPT ? "interrupted" : "a product failed",
@@ -146,13 +159,12 @@ int LM_KERNEL(bank_run)(lm__bank *bank) {
 
 double LM_KERNEL(muon_scratch)(int64_t count, int64_t rows, int64_t cols, int precision) {
   const lm_polar_args polar = {.precision = precision};
-  const int64_t side = rows > cols ? rows : cols;
   lm__bank bank;
   describe(&bank, count, rows, cols, &polar,
            lm__muon_path_for(LM_CPU, count, rows, cols, precision, NULL));
   deal(&bank);
-  return (double)bank.scratch_bytes + (double)count * (double)bank.matrix_bytes +
-         2 * (double)count * (double)side * sizeof(float);
+  return (double)bank.scratch_bytes +
+         (double)count * (double)(bank.matrix_bytes + 2 * side_bytes(&bank));
 }
 
 void LM_KERNEL(bank_report)(const lm__bank *bank, double bytes, int64_t more_scratch) {
@@ -214,38 +226,45 @@ static void normalise(lm__bank *bank, int64_t k, const lm__slot *slot) {
   lm__parallel_for(bank->rows, lm__bank_grain(bank), range_scale, &w);
 }
 
-/* Rows begin..end of the bank, counted through all matrices, to the result. */
+/* Blocks of rows begin..end, counted through all matrices, to the result. */
 static void range_out(int64_t begin, int64_t end, void *arg) {
   const norm *w = arg;
   const lm__bank *bank = w->bank;
-  float buffer[LM__CHUNK];
-  for (int64_t row = begin; row < end; row++)
-    for (int64_t j = 0; j < bank->cols; j += LM__CHUNK) {
-      const int64_t n = bank->cols - j < LM__CHUNK ? bank->cols - j : LM__CHUNK;
-      const float *x = lm__bank_get(bank, row / bank->rows, row % bank->rows, j, n, buffer);
-      memcpy(w->out + row * bank->cols + j, x, (size_t)n * sizeof(float));
+  const int64_t cols = bank->cols, blocks = lm__bank_blocks(bank);
+  float x[LM__BLOCK][LM__WIDTH];
+  for (int64_t at = begin; at < end; at++) {
+    const int64_t k = at / blocks, i = at % blocks * LM__BLOCK;
+    float *out = w->out + k * bank->rows * cols;
+    for (int64_t j = 0; j < cols; j += LM__WIDTH) {
+      const int64_t n = cols - j < LM__WIDTH ? cols - j : LM__WIDTH;
+      LM_KERNEL(bank_get)(bank, k, i, j, n, x[0]);
+      for (int64_t r = i; r < i + LM__BLOCK && r < bank->rows; r++)
+        memcpy(out + r * cols + j, x[r - i], (size_t)n * sizeof(float));
     }
+  }
 }
 
 int LM_KERNEL(polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args) {
   if (lm__numel(in) == 0) return LM_OK;
   const int path = lm__muon_path_for(LM_CPU, in->shape[0], in->shape[1], in->shape[2],
                                      args->precision, LM_KERNEL(muon_measure));
-  return LM_KERNEL(polar_on_path)(out, in, args, path);
+  return LM_KERNEL(polar_on_path)(out, in, args, path, false);
 }
 
 int LM_KERNEL(polar_on_path)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args,
-                             int path) {
+                             int path, bool alone) {
   lm__bank bank;
   LM__TRY(LM_KERNEL(bank_new)(&bank, in->shape[0], in->shape[1], in->shape[2], args, path));
+  bank.alone = alone;
   bank.prepare = normalise;
   bank.arg = (void *)(uintptr_t)in;
   const int status = LM_KERNEL(bank_run)(&bank);
   if (status == LM_OK) {
     norm w = {.out = lm__data(out), .bank = &bank};
-    const int64_t size = lm_dtype_size(bank.dtype), forms = bank.packed ? 3 : 1;
-    lm__parallel_for(bank.count * bank.rows, lm__bank_grain(&bank), range_out, &w);
-    LM_KERNEL(bank_report)(&bank, (double)lm__numel(out) * (double)(12 + (forms + 1) * size), 0);
+    lm__parallel_for(bank.count * lm__bank_blocks(&bank), lm__bank_grain(&bank) / LM__BLOCK,
+                     range_out, &w);
+    LM_KERNEL(bank_report)
+    (&bank, (double)lm__numel(out) * (12 + lm__bank_written(&bank) + lm_dtype_size(bank.dtype)), 0);
   }
   lm__bank_free(&bank);
   return status;

@@ -35,7 +35,7 @@ double LM_KERNEL(muon_measure)(int64_t asked, int64_t rows, int64_t cols, int pr
   if (lm_tensor_new(&x, LM_F32, LM_CPU, 3, shape) == LM_OK) {
     lm__parallel_for(count * rows * cols, LM__GRAIN, range_noise, lm__data(x));
     const double start = now();
-    if (LM_KERNEL(polar_on_path)(x, x, &args, path) == LM_OK)
+    if (LM_KERNEL(polar_on_path)(x, x, &args, path, true) == LM_OK)
       seconds = (now() - start) / (double)count;
   }
   lm_tensor_free(x);

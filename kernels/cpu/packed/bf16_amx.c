@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #define LM__UNIT 32
+#define LM__LEFT rows
 static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c);
 #include "cpu/packed/driver.h"
 
@@ -102,5 +103,7 @@ const lm__packed_kernel lm__packed_portable_bf16 = {.name = "portable_bf16",
 #endif
                                                .dtype = LM_BF16,
                                                .unit = LM__UNIT,
+                                               .left_by_rows = true,
                                                .strip = tile_strip,
-                                               .emit = emit};
+                                               .emit = emit,
+                                               .read = read};

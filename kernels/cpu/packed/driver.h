@@ -1,8 +1,9 @@
 /* The driver of packed products (cpu/packed.h), included by each implementation.
  *
- * Before it is included: LM__UNIT (elements of a tile's row), element (uint16_t or float), and
- *   static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c)
- * c (32, 32) = two panels of A times two panels of B, `panel` bytes apart, tiles long.
+ * Before it is included: LM__UNIT (elements of a tile's row: 32 of bf16, 16 of f32), LM__LEFT
+ * (words or rows: how left operands are read), and static void product_block(int64_t tiles, const
+ * char *a, const char *b, int64_t panel, float *c) c (32, 32) = two panels of the left operand
+ * times two of the right, `panel` bytes apart, tiles long.
  */
 #include <stddef.h>
 #include <string.h>
@@ -18,7 +19,7 @@ enum { RUN = LM__BLOCK / LM__UNIT }; /* tiles a block takes along k */
 /* ---- 16 x 16 words transposed ---- */
 
 #if defined(__AVX512F__)
-typedef uint32_t words __attribute__((vector_size(64), may_alias));
+typedef uint32_t line __attribute__((vector_size(64), may_alias));
 /* Four times: interleave rows i and i + 8. */
 #define LM__LOW(x, y)                                                                              \
   __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
@@ -26,9 +27,9 @@ typedef uint32_t words __attribute__((vector_size(64), may_alias));
   __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #define LM__EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 static void transpose_tile(char *to, const char *from) {
-  words v[16], w[16];
-  const words *in = (const words *)(const void *)from;
-  words *out = (words *)(void *)to;
+  line v[16], w[16];
+  const line *in = (const line *)(const void *)from;
+  line *out = (line *)(void *)to;
 #define LM__ROUND(x, y, i)                                                                         \
   y[2 * i] = LM__LOW(x[i], x[i + 8]);                                                              \
   y[2 * i + 1] = LM__HIGH(x[i], x[i + 8]);
@@ -65,7 +66,7 @@ static void transpose_tile(char *to, const char *from) {
 }
 #endif
 
-/* ---- a block into its forms ---- */
+/* ---- a block into its forms, and back ---- */
 
 #if LM__UNIT == 32
 #if defined(__AVX512BF16__)
@@ -81,43 +82,72 @@ static void round_row(uint16_t *to, const float *from) {
 }
 #endif
 
-/* Tiles of B from 32 rows: words are two rows' elements of one column. */
-static void pair_rows(uint32_t pairs[2][16][16], const uint16_t rows[LM__BLOCK][LM__BLOCK]) {
+typedef uint16_t rows16[LM__BLOCK][LM__BLOCK];
+
+/* The transpose of 32 rows by words: a word is two rows' elements of one column. */
+static void pair_rows(uint32_t pairs[2][16][16], const rows16 rows) {
   for (int half = 0; half < 2; half++)
-    for (int p = 0; p < 16; p++) {
-      const uint16_t *even = rows[2 * p] + 16 * half, *odd = rows[2 * p + 1] + 16 * half;
+    for (int w = 0; w < 16; w++) {
+      const uint16_t *even = rows[2 * w] + 16 * half, *odd = rows[2 * w + 1] + 16 * half;
       LM__SIMD
-      for (int c = 0; c < 16; c++) pairs[half][p][c] = (uint32_t)even[c] | (uint32_t)odd[c] << 16;
+      for (int c = 0; c < 16; c++) pairs[half][w][c] = (uint32_t)even[c] | (uint32_t)odd[c] << 16;
     }
 }
 
 static void emit(const float *block, int64_t ld, const lm__target *t, bool round) {
-  _Alignas(64) uint16_t rows[LM__BLOCK][LM__BLOCK];
+  _Alignas(64) rows16 rows;
   _Alignas(64) uint32_t pairs[2][16][16];
   (void)round; /* they are bf16 */
   for (int r = 0; r < LM__BLOCK; r++) round_row(rows[r], block + r * ld);
-  const char *const tiles = (const char *)rows;
-  if (t->b || t->ta) pair_rows(pairs, rows);
+  if (t->mirror.words || t->mirror.rows) pair_rows(pairs, (const uint16_t(*)[LM__BLOCK])rows);
   for (int p = 0; p < 2; p++) {
-    const char *const pair = (const char *)pairs[p];
-    if (t->a) memcpy(t->a + p * t->across, tiles + (ptrdiff_t)p * LM__TILE, LM__TILE);
-    if (t->tb) transpose_tile(t->tb + p * t->across, tiles + (ptrdiff_t)p * LM__TILE);
-    if (t->b) memcpy(t->b + p * t->down, pair, LM__TILE);
-    if (t->ta) transpose_tile(t->ta + p * t->down, pair);
+    const char *const row = (const char *)rows[16 * p], *const pair = (const char *)pairs[p];
+    const int64_t at = p * t->panel;
+    if (t->block.words) transpose_tile(t->block.words + at, row);
+    if (t->block.rows) memcpy(t->block.rows + at, row, LM__TILE);
+    if (t->mirror.words) memcpy(t->mirror.words + at, pair, LM__TILE);
+    if (t->mirror.rows) transpose_tile(t->mirror.rows + at, pair);
   }
 }
 
-/* c += beta d, d in A form. */
-static void add(float *c, float beta, const char *d, int64_t across) {
-  for (int r = 0; r < LM__BLOCK; r++) {
-    const uint16_t *x = (const uint16_t *)(const void *)(d + r / 16 * across + r % 16 * 64);
-    LM__SIMD
-    for (int i = 0; i < LM__BLOCK; i++) c[r * LM__BLOCK + i] += beta * lm_bf16_to_f32(x[i]);
+static void read_rows(rows16 rows, const char *words, int64_t panel) {
+  for (int p = 0; p < 2; p++) transpose_tile((char *)rows[16 * p], words + p * panel);
+}
+
+static void read(float *block, int64_t ld, const char *words, int64_t panel, bool mirror) {
+  if (!mirror) {
+    _Alignas(64) rows16 rows;
+    read_rows(rows, words, panel);
+    for (int r = 0; r < LM__BLOCK; r++) {
+      LM__SIMD
+      for (int i = 0; i < LM__BLOCK; i++) block[r * ld + i] = lm_bf16_to_f32(rows[r][i]);
+    }
+    return;
   }
+  for (int p = 0; p < 2; p++)
+    for (int w = 0; w < 16; w++) {
+      const uint32_t *x = (const uint32_t *)(const void *)(words + p * panel + (ptrdiff_t)w * 64);
+      float *even = block + 2 * w * ld + (ptrdiff_t)16 * p, *odd = even + ld;
+      LM__SIMD
+      for (int r = 0; r < 16; r++) {
+        even[r] = lm_bf16_to_f32((uint16_t)x[r]);
+        odd[r] = lm_bf16_to_f32((uint16_t)(x[r] >> 16));
+      }
+    }
+}
+
+/* The transpose of a block, by words as it is. */
+static void turn(char *to, int64_t to_panel, const char *words, int64_t panel) {
+  _Alignas(64) rows16 rows;
+  _Alignas(64) uint32_t pairs[2][16][16];
+  read_rows(rows, words, panel);
+  pair_rows(pairs, (const uint16_t(*)[LM__BLOCK])rows);
+  for (int p = 0; p < 2; p++) memcpy(to + p * to_panel, pairs[p], LM__TILE);
 }
 #else
 static void emit(const float *block, int64_t ld, const lm__target *t, bool round) {
   _Alignas(64) float tile[16][16];
+  const char *const from = (const char *)tile;
   for (int p = 0; p < 2; p++)
     for (int q = 0; q < 2; q++) {
       for (int r = 0; r < 16; r++) {
@@ -129,94 +159,106 @@ static void emit(const float *block, int64_t ld, const lm__target *t, bool round
           memcpy(tile[r], x, 64);
         }
       }
-      const int64_t row = p * t->across + (int64_t)q * LM__TILE;
-      const int64_t column = q * t->down + (int64_t)p * LM__TILE;
-      const char *const from = (const char *)tile;
-      if (t->a) memcpy(t->a + row, from, LM__TILE);
-      if (t->tb) transpose_tile(t->tb + row, from);
-      if (t->b) memcpy(t->b + column, from, LM__TILE);
-      if (t->ta) transpose_tile(t->ta + column, from);
+      if (t->block.words)
+        transpose_tile(t->block.words + p * t->panel + (ptrdiff_t)q * LM__TILE, from);
+      if (t->mirror.words)
+        memcpy(t->mirror.words + q * t->panel + (ptrdiff_t)p * LM__TILE, from, LM__TILE);
     }
 }
 
-static void add(float *c, float beta, const char *d, int64_t across) {
-  for (int r = 0; r < LM__BLOCK; r++) {
-    const char *row = d + r / 16 * across + r % 16 * 64;
+static void read(float *block, int64_t ld, const char *words, int64_t panel, bool mirror) {
+  _Alignas(64) float tile[16][16];
+  for (int p = 0; p < 2; p++)
     for (int q = 0; q < 2; q++) {
-      const float *x = (const float *)(const void *)(row + (ptrdiff_t)q * LM__TILE);
-      LM__SIMD
-      for (int i = 0; i < 16; i++) c[r * LM__BLOCK + 16 * q + i] += beta * x[i];
+      const char *from = words + p * panel + (ptrdiff_t)q * LM__TILE;
+      float *to = block + (ptrdiff_t)16 * (mirror ? q : p) * ld + (ptrdiff_t)16 * (mirror ? p : q);
+      if (!mirror) {
+        transpose_tile((char *)tile, from);
+        from = (const char *)tile;
+      }
+      for (int r = 0; r < 16; r++) memcpy(to + r * ld, from + (ptrdiff_t)r * 64, 64);
     }
-  }
+}
+
+/* The transpose of a block, by words as it is. */
+static void turn(char *to, int64_t to_panel, const char *words, int64_t panel) {
+  for (int p = 0; p < 2; p++)
+    for (int q = 0; q < 2; q++)
+      transpose_tile(to + q * to_panel + (ptrdiff_t)p * LM__TILE,
+                     words + p * panel + (ptrdiff_t)q * LM__TILE);
 }
 #endif
 
 /* ---- strips ---- */
 
-/* Block (i, j) of the result, finished in f32. */
-static void compute(const lm__product *p, int64_t i, int64_t j, float *c) {
-  const int64_t tiles = p->k / LM__UNIT, panel = tiles * LM__TILE;
-  const int64_t across = p->n / LM__UNIT * LM__TILE, at = 2 * i * across + j * RUN * LM__TILE;
-  product_block(tiles, p->a + 2 * i * panel, p->b + 2 * j * panel, panel, c);
+static char *shifted(char *base, int64_t bytes) { return base ? base + bytes : NULL; }
+
+static lm__packed tile_at(lm__packed m, int64_t bytes) {
+  return (lm__packed){shifted(m.words, bytes), shifted(m.rows, bytes)};
+}
+
+/* Where block (i, j) begins. */
+static int64_t block_at(int64_t i, int64_t j, int64_t panel) {
+  return 2 * i * panel + j * RUN * LM__TILE;
+}
+
+static void add(float *c, float beta, const char *words, int64_t panel, bool mirror) {
+  _Alignas(64) float x[LM__BLOCK * LM__BLOCK];
+  read(x, LM__BLOCK, words, panel, mirror);
+  LM__SIMD
+  for (int e = 0; e < LM__BLOCK * LM__BLOCK; e++) c[e] += beta * x[e];
+}
+
+/* Block (i, j) of the result from two panels of each operand, finished in f32. */
+static void compute(const lm__product *p, int64_t i, int64_t j, const char *a, const char *b,
+                    float *c) {
+  const int64_t tiles = p->k / LM__UNIT, panel = p->n / LM__UNIT * LM__TILE;
+  product_block(tiles, a, b, tiles * LM__TILE, c);
   if (p->alpha != 1.0f) {
     LM__SIMD
     for (int e = 0; e < LM__BLOCK * LM__BLOCK; e++) c[e] *= p->alpha;
   }
-  if (p->d1) add(c, p->beta1, p->d1 + at, across);
-  if (p->d2) add(c, p->beta2, p->d2 + at, across);
+  if (p->d1) {
+    const int64_t at = p->d1_turned ? block_at(j, i, panel) : block_at(i, j, panel);
+    add(c, p->beta1, p->d1 + at, panel, p->d1_turned);
+  }
+  if (p->d2) add(c, p->beta2, p->d2 + block_at(i, j, panel), panel, false);
 }
 
-static char *shifted(char *base, int64_t bytes) { return base ? base + bytes : NULL; }
-
-/* Row of blocks s from the diagonal on. */
-static void strip_upper(const lm__product *p, int64_t s) {
+/* Row of blocks s, of a symmetric product from the diagonal on. */
+static void strip_of_rows(const lm__product *p, int64_t s) {
   _Alignas(64) float c[LM__BLOCK * LM__BLOCK];
-  const int64_t panels = p->n / LM__UNIT * LM__TILE; /* n = m: across and down are one */
-  lm__target t = {.across = panels, .down = panels};
-  for (int64_t j = s; j < p->n / LM__BLOCK; j++) {
-    const int64_t upper = 2 * s * panels + j * RUN * LM__TILE;
-    const int64_t lower = 2 * j * panels + s * RUN * LM__TILE;
-    compute(p, s, j, c);
-    if (j == s) /* the factors commute but for rounding: what is below would differ a little */
+  const bool symmetric = p->kind == LM__SYMMETRIC;
+  const int64_t panel = p->n / LM__UNIT * LM__TILE, step = 2 * (p->k / LM__UNIT) * LM__TILE;
+  for (int64_t j = symmetric ? s : 0; j < p->n / LM__BLOCK; j++) {
+    const int64_t at = block_at(s, j, panel);
+    lm__target t = {.block = tile_at(p->out, at), .panel = panel};
+    compute(p, s, j, p->left.LM__LEFT + s * step, p->right.words + j * step, c);
+    if (symmetric && j == s) /* the factors commute but for rounding: what is below would differ */
       for (int r = 1; r < LM__BLOCK; r++)
         for (int e = 0; e < r; e++) c[r * LM__BLOCK + e] = c[e * LM__BLOCK + r];
-    t.a = shifted(p->out_a, upper);
-    t.b = shifted(p->out_b, lower);
-    t.ta = j == s ? NULL : shifted(p->out_a, lower);
-    t.tb = j == s ? NULL : shifted(p->out_b, upper);
+    if (symmetric && j > s) t.mirror = tile_at(p->out, block_at(j, s, panel));
     emit(c, LM__BLOCK, &t, p->round);
   }
 }
 
-/* All blocks of one column (or row) of blocks. What replaces an operand waits in temp. */
-static void strip_full(const lm__product *p, int64_t s, char *temp) {
+/* Column of blocks s of a matrix that is replaced: what it was is the right operand, turned. */
+static void strip_of_columns(const lm__product *p, int64_t s, char *temp) {
   _Alignas(64) float c[LM__BLOCK * LM__BLOCK];
-  const bool by_column = p->kind == LM__BY_COLUMN;
-  const bool wait_b = p->out_b && p->out_b == p->b, wait_a = p->out_a && p->out_a == p->a;
-  const int64_t across = p->n / LM__UNIT * LM__TILE, down = p->m / LM__UNIT * LM__TILE;
-  const int64_t blocks = (by_column ? p->m : p->n) / LM__BLOCK;
-  const lm__target whole = {.across = across, .down = down};
-  for (int64_t at = 0; at < blocks; at++) {
-    const int64_t i = by_column ? at : s, j = by_column ? s : at;
-    const int64_t row = 2 * i * across + j * RUN * LM__TILE;
-    const int64_t column = 2 * j * down + i * RUN * LM__TILE;
-    lm__target t = whole;
-    compute(p, i, j, c);
-    t.a = shifted(p->out_a, row);
-    t.b = shifted(p->out_b, column);
-    t.ta = shifted(p->out_ta, column);
-    t.tb = shifted(p->out_tb, row);
-    if (wait_b) t.b = temp + at * RUN * LM__TILE;
-    if (wait_a) t.a = temp + at * RUN * LM__TILE;
+  const int64_t panel = p->n / LM__UNIT * LM__TILE, down = p->m / LM__UNIT * LM__TILE;
+  for (int64_t i = 0; i < p->m / LM__BLOCK; i++)
+    turn(temp + i * RUN * LM__TILE, down, p->out.words + block_at(i, s, panel), panel);
+  for (int64_t i = 0; i < p->m / LM__BLOCK; i++) {
+    const int64_t at = block_at(i, s, panel);
+    const lm__target t = {.block = tile_at(p->out, at), .panel = panel};
+    compute(p, i, s, p->left.LM__LEFT + 2 * i * down, temp, c);
     emit(c, LM__BLOCK, &t, p->round);
   }
-  if (wait_b) memcpy(p->out_b + 2 * s * down, temp, (size_t)(2 * down));
-  if (wait_a) memcpy(p->out_a + 2 * s * across, temp, (size_t)(2 * across));
 }
 
 static void strip(const lm__product *p, int64_t s, char *temp) {
-  if (p->kind == LM__UPPER)
-    strip_upper(p, s);
+  if (p->kind == LM__IN_PLACE)
+    strip_of_columns(p, s, temp);
   else
-    strip_full(p, s, temp);
+    strip_of_rows(p, s);
 }

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #define LM__UNIT 16
+#define LM__LEFT words
 static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c);
 #include "cpu/packed/driver.h"
 
@@ -24,17 +25,17 @@ enum { LANES = 4, ROWS = 2, VECTORS = 4, SPAN = 16 };
 #endif
 typedef float vector __attribute__((vector_size(LANES * 4), may_alias));
 
-/* Vector v of row k of B's tiles: a panel has 16 columns. */
+/* Vector v of row k of the right operand's tiles: a panel has 16 columns of the result. */
 #define LM__COLUMNS(v)                                                                             \
   (*(const vector *)(const void *)(b + (v)*LANES / 16 * panel + k * 64 + (v)*LANES % 16 * 4))
 
-/* c (ROWS rows, SPAN columns) = rows of a panel of A times panels of B. The sums have names, as in
+/* c (ROWS rows, SPAN columns) = rows of a left panel times right ones. The sums have names, as in
  * bf16_avx512.c. */
 static void some_rows(int64_t tiles, const char *a, const char *b, int64_t panel, float *c) {
 #define LM__ZERO(r) vector s##r = {0}, t##r = {0}, u##r = {0}, v##r = {0};
 #define LM__STEP(r)                                                                                \
   {                                                                                                \
-    const float x = ((const float *)(const void *)a)[16 * (r) + k];                                \
+    const float x = ((const float *)(const void *)a)[16 * k + (r)];                                \
     s##r += x * b0;                                                                                \
     t##r += x * b1;                                                                                \
     if (VECTORS > 2) u##r += x * b2;                                                               \
@@ -63,8 +64,8 @@ static void some_rows(int64_t tiles, const char *a, const char *b, int64_t panel
 static void product_block(int64_t tiles, const char *a, const char *b, int64_t panel, float *c) {
   for (int r = 0; r < LM__BLOCK; r += ROWS)
     for (int column = 0; column < LM__BLOCK; column += SPAN)
-      some_rows(tiles, a + r / 16 * panel + (ptrdiff_t)(r % 16) * 64, b + column / 16 * panel,
-                panel, c + (ptrdiff_t)r * LM__BLOCK + column);
+      some_rows(tiles, a + r / 16 * panel + (ptrdiff_t)(r % 16) * 4, b + column / 16 * panel, panel,
+                c + (ptrdiff_t)r * LM__BLOCK + column);
 }
 
 #define LM__TABLE LM__JOIN(lm__packed_f32_, LM_VARIANT)
@@ -73,4 +74,5 @@ const lm__packed_kernel LM__TABLE = {.name = LM__STRING(LM_VARIANT) "_f32",
                                      .dtype = LM_F32,
                                      .unit = LM__UNIT,
                                      .strip = strip,
-                                     .emit = emit};
+                                     .emit = emit,
+                                     .read = read};
