@@ -26,9 +26,8 @@ LM_MATH float lm_bits_f32(uint32_t u) {
 LM_MATH float lm_bf16_to_f32(uint16_t h) { return lm_bits_f32((uint32_t)h << 16); }
 LM_MATH uint16_t lm_f32_to_bf16(float x) {
   const uint32_t u = lm_f32_bits(x);
-  const uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
-  const uint32_t quiet = u >> 16 | 0x40; /* a NaN stays one */
-  return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+  const uint32_t rounded = u + 0x7fffu + (u >> 16 & 1), quiet = u | 0x400000u; /* a NaN stays one */
+  return (uint16_t)((x == x ? rounded : quiet) >> 16);
 }
 
 /* IEEE half by scaling with powers of two, which handles subnormals as well. */
