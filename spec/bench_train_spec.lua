@@ -104,6 +104,32 @@ describe("lumuon bench", function()
     assert.is_true(text:find("--warmup=", 1, true) < text:find("--sequence_len=", 1, true))
   end)
 
+  it("refuses a file that it could not write, before it measures, and leaves no empty one", function()
+    local folder = command.folder()
+    finally(function() command.remove(folder) end)
+    for _, name in ipairs { "optim", "train", "dist" } do
+      local unwritten = command.shell(("%s bench %s --json=%s/none/x --model=d1"):format(command.lumuon, name, folder))
+      assert.equal(1, unwritten.code)
+      assert.truthy(unwritten.err:find("cannot write", 1, true), unwritten.err)
+      assert.equal("", unwritten.out)
+    end
+    require("lumuon.bench.report").check(folder .. "/new")
+    assert.is_nil(io.open(folder .. "/new"))
+  end)
+
+  it("keeps a value after a space with its option", function()
+    local run = command.shell(command.lumuon .. " bench train --model d1 --sequence_len 32 --batch_size 2"
+      .. " --vocab_size 512 --warmup 1 --count 5 --peers /nowhere")
+    assert.equal(0, run.code, run.err)
+    assert.truthy(run.out:find("/nowhere", 1, true), run.out)
+  end)
+
+  it("refuses groups that need more memory than there is, with the figures", function()
+    local run = command.shell(command.lumuon .. " bench optim --model=d1000")
+    assert.equal(1, run.code)
+    assert.truthy(run.err:find("takes [%d.]+ GB; the limit is [%d.]+ GB"), run.err)
+  end)
+
   it("says which option it does not know, or cannot take", function()
     for _, name in ipairs { "optim", "dist" } do
       local run = command.shell(command.lumuon .. " bench " .. name .. " --modle=d4")

@@ -137,7 +137,7 @@ function M.run(args)
     scale = { default = 8, min = 1, help = "divide widths and vocabulary by this" },
     runs = { default = 5, min = 3, max = 1000, help = "timed runs of each" },
     precision = { default = "f32", choices = { "f32", "bf16" }, help = "of Muon's products" },
-    delay = { default = 0.0, min = 0, type = "number",
+    delay = { default = 0.0, min = 0, max = 1000, type = "number",
       help = "slow communication down by this many times the time of the arithmetic" },
     tokens = { default = 0, min = 0, max = 65536,
       help = "also time steps with forward and backward of a GPT on so many tokens a rank" },
@@ -146,6 +146,7 @@ function M.run(args)
   }, args, "bench dist")
   local muon, adamw = group_table.of(o.model, o.scale)
   local rank, size = dist.init()
+  if rank == 0 then report.check(o.json) end
   if o.threads > 0 then call(C.lm_set_threads, o.threads) end
   box = tensor.zeros(1)
   local opt = optim.MuonAdamW(make_groups(muon, adamw, o.precision))

@@ -9,6 +9,7 @@ local group_table = require "lumuon.bench.groups"
 local limits = require "lumuon.bench.limits"
 local peers = require "lumuon.bench.peers"
 local report = require "lumuon.bench.report"
+local steps = require "lumuon.bench.steps"
 local ffi, C, call = lib.ffi, lib.C, lib.call
 
 local M = { help = "the optimizer step per group: ms, share of the machine's limit, peers beside it" }
@@ -137,9 +138,15 @@ function M.run(args)
   if o.model ~= "" and o.shape ~= "" then
     options.fail(("--model=%s and --shape=%s: one or the other"):format(o.model, o.shape))
   end
+  report.check(o.json)
   if o.model == "" then o.model = "d4" end
   local single = o.shape ~= "" and { parse_shape(o.shape) }
   local groups, extra = single or group_table.list(o.model), not single and group_table.extra(o.model) or nil
+  local bytes, limit = steps.bytes(groups), C.lm_memory_limit()
+  if bytes > limit then
+    lib.raise("bench optim: holding these groups' parameters, gradients and state takes %.1f GB; the limit is %.1f GB",
+      bytes / 1e9, limit / 1e9)
+  end
   if o.threads > 0 then call(C.lm_set_threads, o.threads) end
   on_path(o.path, function() run(o, groups, extra) end)
   return 0

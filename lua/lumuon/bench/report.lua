@@ -59,11 +59,25 @@ function report.json(value, indent)
   return "{\n" .. inner .. table.concat(parts, ",\n" .. inner) .. "\n" .. indent .. "}"
 end
 
+local function open(path, mode)
+  local file, message = io.open(path, mode)
+  if not file then lib.raise("bench: cannot write '%s': %s", path, message) end
+  return file
+end
+
+--- Refuse, before anything is measured, a path that report.save could not write. What is there stays as it is.
+function report.check(path)
+  if path == "" then return end
+  local there = io.open(path)
+  if there then there:close() end
+  open(path, "a"):close()
+  if not there then os.remove(path) end
+end
+
 --- Write the JSON of value to path, if one is given.
 function report.save(path, value)
   if path == "" then return end
-  local file, message = io.open(path, "w")
-  if not file then lib.raise("bench: cannot write '%s': %s", path, message) end
+  local file = open(path, "w")
   local ok = file:write(report.json(value), "\n")
   if not (file:close() and ok) then lib.raise("bench: writing '%s' failed; is the disk full?", path) end
 end

@@ -97,11 +97,10 @@ function Steps:whole()
   return clock() - begun
 end
 
---- Bytes: of parameters, gradients and state; of what a step needs beside them, from the engine's accounts;
--- and the bound on that, one and a half times the largest Muon group in bf16.
-function Steps:memory()
+--- Bytes of the groups' parameters, gradients and state; and of their largest Muon group in bf16.
+function steps.bytes(groups)
   local live, largest = 0, 0
-  for _, group in ipairs(self.groups) do
+  for _, group in ipairs(groups) do
     local muon, size = group.kind == "muon", group.dtype == "bf16" and 2 or 4
     live = live + elements(group) * size * (muon and 3 or 4)
     if muon then
@@ -109,6 +108,13 @@ function Steps:memory()
       largest = math.max(largest, 2 * elements(group))
     end
   end
+  return live, largest
+end
+
+--- Bytes: of parameters, gradients and state; of what a step needs beside them, from the engine's accounts;
+-- and the bound on that, one and a half times the largest Muon group in bf16.
+function Steps:memory()
+  local live, largest = steps.bytes(self.groups)
   local before = C.lm_memory_live()
   C.lm_memory_reset_peak()
   self.opt:step()

@@ -125,8 +125,9 @@ end
 -- @return exit code
 function M.run(args)
   local ours, rest = {}, {}
-  for _, word in ipairs(args) do
-    local list = own[word:match("^%-%-(%w+)")] and ours or rest
+  local list = rest
+  for _, word in ipairs(args) do -- a word without dashes is the value of the one before it
+    if word == "-h" or word:sub(1, 2) == "--" then list = own[word:match("^%-%-([%w_]+)")] and ours or rest end
     list[#list + 1] = word
   end
   for _, word in ipairs(rest) do
@@ -136,6 +137,7 @@ function M.run(args)
     end
   end
   local o = options(own, ours, "bench train")
+  report.check(o.json)
   local name = o.model ~= "" and o.model or o.recipe
   local session = o.model ~= "" and require("lumuon.bench.session").open(o.model, rest) or open_recipe(o.recipe, rest)
   local server, absent = start_peer(o, session)
