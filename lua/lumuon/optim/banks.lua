@@ -145,6 +145,8 @@ local function muon_parts(slot, rows, cols)
       row, at = row + n, at + size
     end
   end
+  -- pieces of most rows, which take most memory, first: where it is short, nothing of the group has been written
+  table.sort(parts, function(a, b) return a.param:size(2) > b.param:size(2) end)
   return parts
 end
 
