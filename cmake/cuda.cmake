@@ -20,7 +20,7 @@ set(CUDA_BACKEND engine/backend/cuda.c engine/backend/cuda_memory.c engine/backe
 # Random numbers are the CPU's to the last bit: see math/random.h.
 set(CUDA_FLAGS_random --fmad=false)
 # Files that use what only sm_90a has (wgmma): compiled for it in place of sm_90.
-set(CUDA_SM90A "")
+set(CUDA_SM90A symmetric_wgmma)
 
 if(LUMUON_CUDA STREQUAL "auto")
   find_program(NVCC nvcc HINTS ENV CUDACXX ENV CUDA_PATH ENV CUDA_HOME
@@ -107,13 +107,15 @@ endif()
 
 # The checks of the emulation itself: spec/emulated_spec.lua
 if(LUMUON_CUDA STREQUAL "emulated")
-  set_source_files_properties(spec/emulated/checks.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
-  add_executable(emulated_checks spec/emulated/checks.cu ${EMULATED})
-  target_include_directories(emulated_checks PRIVATE ${CUDA_INCLUDE_DIRECTORIES})
-  target_link_libraries(emulated_checks PRIVATE lumuon_flags Threads::Threads m)
-  target_compile_options(emulated_checks PRIVATE
-                         $<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions;-fno-rtti;-Wno-unused-parameter;-Wno-unknown-pragmas>)
-  set_target_properties(emulated_checks PROPERTIES LINKER_LANGUAGE C)
+  foreach(program checks warpgroups)
+    set_source_files_properties(spec/emulated/${program}.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+    add_executable(emulated_${program} spec/emulated/${program}.cu ${EMULATED})
+    target_include_directories(emulated_${program} PRIVATE ${CUDA_INCLUDE_DIRECTORIES})
+    target_link_libraries(emulated_${program} PRIVATE lumuon_flags Threads::Threads m)
+    target_compile_options(emulated_${program} PRIVATE
+                           $<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions;-fno-rtti;-Wno-unused-parameter;-Wno-unknown-pragmas>)
+    set_target_properties(emulated_${program} PROPERTIES LINKER_LANGUAGE C)
+  endforeach()
 endif()
 
 # scripts/gpu-check, packed for another machine.

@@ -1,11 +1,8 @@
---- The emulated CUDA itself (docs/cuda.md says what it shows): spec/emulated/checks.cu, check by check.
+--- The emulated CUDA itself (docs/cuda.md says what it shows): the programs of spec/emulated, check by check.
 local has_host, host = pcall(require, "lumuon.host")
 
-describe("the emulated CUDA #gpu", function()
-  local program = has_host and (host.executable() or ""):match("^(.*/)") .. "emulated_checks"
-  local here = program and host.kind(program) == "file"
-
-  for name, what in pairs {
+local CHECKS = {
+  checks = {
     together = "runs warp instructions, barriers and reductions",
     product = "multiplies on tensor cores what was copied beside the arithmetic",
     pipeline = "brings a copy when it is waited for, and fills memory with NaNs",
@@ -18,10 +15,32 @@ describe("the emulated CUDA #gpu", function()
     early_end = "lets threads that have ended miss a barrier",
     graph = "captures calls, replays them, and takes new arguments",
     misuse = "ends a capture for what a capture does not allow",
-  } do
-    it(what, function()
-      if not here then pending("needs a build with -DLUMUON_CUDA=emulated") end
-      assert.equal(0, os.execute(("'%s' %s >/dev/null"):format(program, name)))
-    end)
+  },
+  warpgroups = {
+    rows = "multiplies by wgmma what lies as its descriptors say",
+    columns = "multiplies by wgmma what lies the other way round",
+    read_early = "gives NaNs where accumulators are read before they are waited for",
+    written_early = "finds accumulators that are written before they are waited for",
+    not_waited = "finds an operand that arrives after the product was begun",
+    overwritten = "finds an operand that is overwritten before the product is done",
+    no_proxy_fence = "finds an operand without a fence between copy and product",
+    no_fence = "finds accumulators without a fence",
+    elsewhere = "finds a descriptor that points beside a block's memory",
+    swizzle = "refuses a swizzle that it does not know",
+    parted = "finds warps of a group whose descriptors differ",
+    unfinished = "finds a thread that ends before its product",
+  },
+}
+
+describe("the emulated CUDA #gpu", function()
+  for program, checks in pairs(CHECKS) do
+    local path = has_host and (host.executable() or ""):match("^(.*/)") .. "emulated_" .. program
+    local here = path and host.kind(path) == "file"
+    for name, what in pairs(checks) do
+      it(what, function()
+        if not here then pending("needs a build with -DLUMUON_CUDA=emulated") end
+        assert.equal(0, os.execute(("'%s' %s >/dev/null"):format(path, name)))
+      end)
+    end
   end
 end)

@@ -41,6 +41,20 @@ describe("on a machine #gpu", function()
     assert.matches("gpu +cuda:0: emulated GPU, 4.0 GiB, capability 9.0", command.run({ "info" }).out)
   end)
 
+  it("wgmma is taken on compute capability 9.0 alone, and not where its results are others", function()
+    local script = "local C = require('lumuon.lib').C\n"
+      .. "require('lumuon.lib').call(C.lm_set_gpu_muon_kernel, 'wgmma_bf16')\n"
+    assert.equal(0, run("", script).code)
+    fails(run("LUMUON_EMULATED_CAPABILITY=80", script), "needs compute capability 9.0")
+    fails(run("LUMUON_EMULATED_CAPABILITY=100", script), "needs compute capability 9.0")
+    fails(run("LUMUON_EMULATED_WGMMA=wrong", script), "wgmma_bf16 differs from mma_bf16", "not used")
+    local r = run("LUMUON_EMULATED_WGMMA=wrong", [[
+      local C = require("lumuon.lib").C
+      C.lm_set_gpu_muon_kernel("wgmma_bf16")
+      for _, row in ipairs(require("lumuon.info").collect()) do print(unpack(row)) end]])
+    assert.matches("symmetric on gpu%s+mma_bf16 %(wgmma_bf16 differs from mma_bf16", r.out)
+  end)
+
   it("with two GPUs, a process uses the one it names first, and no other", function()
     local r = run("LUMUON_EMULATED_DEVICES=2", [[
       print(lm.ones({ 2 }, { device = "cuda:1" }):device())

@@ -6,7 +6,7 @@
 local devices = require "spec.support.devices"
 
 local TABLES = { "elementwise", "copy", "rows", "cross_entropy", "embedding", "attention", "reduce", "random", "mix",
-  "products", "adamw", "muon", "forms", "steps", "graph", "model" }
+  "products", "symmetric", "adamw", "muon", "forms", "steps", "graph", "model" }
 
 local missing = devices.missing()
 for _, name in ipairs(TABLES) do

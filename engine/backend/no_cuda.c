@@ -41,3 +41,9 @@ void lm_graph_free(lm_graph *graph) { (void)graph; }
 int lm_cuda_select(int index) {
   return lm__fail(LM_EDEVICE, "cuda:%d: %s", index, lm_cuda_problem());
 }
+const char *lm_gpu_muon_kernel(void) { return ""; }
+const char *lm_gpu_muon_kernel_note(void) { return ""; }
+int lm_set_gpu_muon_kernel(const char *name) {
+  (void)name;
+  return lm__fail(LM_EDEVICE, "set_gpu_muon_kernel: %s", lm_cuda_problem());
+}

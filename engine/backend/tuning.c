@@ -134,7 +134,7 @@ static lm_muon_choice question(int device, int64_t count, int64_t rows, int64_t 
   c.precision = precision;
   if (device == LM_CUDA) {
     c.count = (double)(count < MATRICES_AT_ONCE ? count : MATRICES_AT_ONCE);
-    c.kernel = "mma_bf16";
+    c.kernel = precision == LM_PRECISION_BF16 ? lm_gpu_muon_kernel() : "";
   } else {
     const int dtype = precision == LM_PRECISION_BF16 && lm_cpu_fast_bf16() ? LM_BF16 : LM_F32;
     c.count = 1;

@@ -442,6 +442,13 @@ LM_API int lm_muon_path(void);
 /* The kernel of packed bf16 products by name: "avx512_bf16", "amx_bf16", "portable_bf16"; "auto".
  * Refused where this CPU lacks it. */
 LM_API int lm_set_muon_kernel(const char *name);
+/* The GPU's kernel of symmetric products (LM_MUON_HALVES): "mma_bf16" or, on compute
+ * capability 9.0, "wgmma_bf16"; "auto": the faster, if its results are the other's (deterministic:
+ * "mma_bf16"). lm_gpu_muon_kernel: the one that is taken, "" without a GPU; the note says why not
+ * wgmma_bf16. */
+LM_API int lm_set_gpu_muon_kernel(const char *name);
+LM_API const char *lm_gpu_muon_kernel(void);
+LM_API const char *lm_gpu_muon_kernel_note(void);
 /* 1: no choice is made by measurement, so that two runs cannot choose differently. */
 LM_API void lm_set_deterministic(int on);
 LM_API int lm_deterministic(void);

@@ -234,6 +234,7 @@ lm__muon_settings settings_of(const lm_muon_args *args, int64_t rows, int64_t co
 struct dependence {
   const void *param, *grad, *momentum, *second;
   int64_t count, rows, cols, path, row_equilibrate, renormalize;
+  const char *kernel; /* of symmetric products */
   lm_polar_args polar;
 };
 } // namespace
@@ -255,6 +256,7 @@ extern "C" int lm__muon_step_cuda(lm_tensor *param, const lm_tensor *grad,
                           path,
                           args->row_equilibrate,
                           args->renormalize,
+                          path == LM_MUON_HALVES ? lm_gpu_muon_kernel() : nullptr,
                           args->polar};
   lm__muon_numbers numbers = {settings_of(args, rows, cols), nullptr};
   const void *there = nullptr;

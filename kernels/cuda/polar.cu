@@ -386,7 +386,7 @@ void lm__bank_report(const lm__bank *b, double bytes) {
   lm_muon_report report = {};
   report.path = b->halves ? (int)LM_MUON_HALVES : b->path;
   report.matrices = (int)b->count;
-  report.kernel = b->halves ? "mma_bf16" : "cublaslt";
+  report.kernel = b->halves ? lm_gpu_muon_kernel() : "cublaslt";
   report.operations = b->operations;
   report.bytes = bytes + b->moved;
   report.scratch = (double)b->scratch;

@@ -10,6 +10,7 @@
  * shared memory, and, off the diagonal, once more transposed. */
 #include "cuda/mma.cuh"
 #include "cuda/polar.cuh"
+#include "cuda/symmetric.cuh"
 
 namespace {
 constexpr int THREADS = 256, TILE = 128, SLAB = 32, STAGES = 4, PIECE = 8;
@@ -17,14 +18,6 @@ constexpr int TILE_ELEMENTS = TILE * SLAB;
 constexpr int PITCH = TILE + PIECE; /* of the finished tile */
 constexpr size_t SHARED = (size_t)STAGES * 2 * TILE_ELEMENTS * sizeof(lm_bf16);
 static_assert(SHARED >= (size_t)TILE * PITCH * sizeof(lm_bf16), "the finished tile lies there too");
-
-struct args {
-  const lm_bf16 *left, *right, *d1, *d2;
-  lm_bf16 *out;
-  int64_t m, k;
-  int tiles; /* across */
-  float alpha, beta1, beta2;
-};
 
 /* Where piece `piece` of row `row` of a tile lies: rows of SLAB elements, or, by columns, of TILE.
  */
@@ -86,8 +79,8 @@ LM_DEVICE void multiply(float (&d)[4][4][4], lm_bf16 *left, lm_bf16 *right, int 
 }
 
 /* The finished tile to out, rows from row0 and columns from col0 on. */
-LM_DEVICE void write_out(const args &p, const lm_bf16 *tile, int64_t row0, int64_t col0,
-                         bool diagonal) {
+LM_DEVICE void write_out(const lm__symmetric_args &p, const lm_bf16 *tile, int64_t row0,
+                         int64_t col0, bool diagonal) {
   for (int i = (int)threadIdx.x; i < TILE * TILE / PIECE; i += THREADS) {
     const int row = i / (TILE / PIECE), col = i % (TILE / PIECE) * PIECE;
     if (row0 + row >= p.m || col0 + col >= p.m) continue;
@@ -101,20 +94,17 @@ LM_DEVICE void write_out(const args &p, const lm_bf16 *tile, int64_t row0, int64
   }
 }
 
-template <bool columns> LM_GLOBAL __launch_bounds__(THREADS, 2) symmetric(args p) {
+template <bool columns> LM_GLOBAL __launch_bounds__(THREADS, 2) symmetric(lm__symmetric_args p) {
   LM_DYNAMIC_SHARED(lm_bf16, memory);
+  const int tiles = (int)((p.m + TILE - 1) / TILE); /* across */
   int tile_row = 0, rest = (int)blockIdx.x;
-  while (rest >= p.tiles - tile_row) rest -= p.tiles - tile_row++;
+  while (rest >= tiles - tile_row) rest -= tiles - tile_row++;
   const int64_t row0 = (int64_t)tile_row * TILE, col0 = (int64_t)(tile_row + rest) * TILE;
   const int warp = (int)threadIdx.x / LM_WARP, lane = (int)threadIdx.x % LM_WARP;
   const int warp_row = warp / 4 * 64, warp_col = warp % 4 * 32;
-  const int64_t matrix = blockIdx.y, slabs = (p.k + SLAB - 1) / SLAB;
+  const int64_t slabs = (p.k + SLAB - 1) / SLAB;
   float d[4][4][4] = {};
-  p.left += matrix * p.m * p.k;
-  p.right += matrix * p.m * p.k;
-  p.out += matrix * p.m * p.m;
-  if (p.d1) p.d1 += matrix * p.m * p.m;
-  if (p.d2) p.d2 += matrix * p.m * p.m;
+  lm__symmetric_advance(p, blockIdx.y);
 
   for (int64_t s = 0; s < STAGES - 1; s++) {
     lm_bf16 *stage = memory + s * 2 * TILE_ELEMENTS;
@@ -185,32 +175,14 @@ template <bool columns> LM_GLOBAL __launch_bounds__(THREADS, 2) symmetric(args p
 
 bool lm__symmetric_serves(int64_t m, int64_t k) { return m % PIECE == 0 && k % PIECE == 0; }
 
-double lm__symmetric_operations(const lm__symmetric_product *p) {
-  const double tiles = (double)((p->m + TILE - 1) / TILE);
-  return (double)(p->count * p->k) * tiles * (tiles + 1) * TILE * TILE;
+double lm__symmetric_mma_elements(int64_t m) {
+  const double tiles = (double)((m + TILE - 1) / TILE);
+  return tiles * (tiles + 1) / 2 * TILE * TILE;
 }
 
-int lm__symmetric_multiply(const char *op, const lm__symmetric_product *p) {
-  const int64_t tiles = (p->m + TILE - 1) / TILE;
-  args a = {};
-  a.left = static_cast<const lm_bf16 *>(p->left);
-  a.right = static_cast<const lm_bf16 *>(p->right);
-  a.d1 = static_cast<const lm_bf16 *>(p->d1);
-  a.d2 = static_cast<const lm_bf16 *>(p->d2);
-  a.out = static_cast<lm_bf16 *>(p->out);
-  a.m = p->m, a.k = p->k;
-  a.tiles = (int)tiles;
-  a.alpha = p->alpha, a.beta1 = p->beta1, a.beta2 = p->beta2;
-  for (int64_t first = 0; first < p->count; first += 65535) { /* of a grid's second dim */
-    const int64_t n = p->count - first < 65535 ? p->count - first : 65535;
-    const dim3 grid(lm__blocks(tiles * (tiles + 1) / 2, 1), (unsigned)n);
-    LM__TRY(lm__launch({op, grid, THREADS, SHARED}, p->columns ? symmetric<true> : symmetric<false>,
-                       a));
-    a.left += n * p->m * p->k;
-    a.right += n * p->m * p->k;
-    a.out += n * p->m * p->m;
-    if (a.d1) a.d1 += n * p->m * p->m;
-    if (a.d2) a.d2 += n * p->m * p->m;
-  }
-  return LM_OK;
+int lm__symmetric_mma(const char *op, const lm__symmetric_args &args, bool columns,
+                      unsigned count) {
+  const int64_t tiles = (args.m + TILE - 1) / TILE;
+  return lm__launch({op, dim3(lm__blocks(tiles * (tiles + 1) / 2, 1), count), THREADS, SHARED},
+                    columns ? symmetric<true> : symmetric<false>, args);
 }

@@ -28,6 +28,12 @@ local function gpu()
     ffi.string(C.lm_cuda_info()))
 end
 
+--- The kernel of symmetric products on the GPU, and why not the other.
+local function gpu_products()
+  local note = ffi.string(C.lm_gpu_muon_kernel_note())
+  return ffi.string(C.lm_gpu_muon_kernel()) .. (note ~= "" and " (" .. note .. ")" or "")
+end
+
 --- Pairs of name and text, in the order they are shown.
 function M.collect()
   local rows = {
@@ -43,6 +49,7 @@ function M.collect()
     { "memory limit", gigabytes(C.lm_memory_limit()) },
     { "LuaJIT", jit.version },
   }
+  if C.lm_device_available(C.LM_CUDA) == 1 then rows[#rows + 1] = { "symmetric on gpu", gpu_products() } end
   for line in ffi.string(C.lm_libraries()):gmatch("[^\n]+") do
     local name, version = line:match("^(%S+)%s+(.*)$")
     rows[#rows + 1] = { name or line, version or "" }

@@ -35,6 +35,12 @@ cudaError_t lm_emulated_run(void (*run)(const void *), const void *arguments, lm
 cudaError_t lm_emulated_uncaptured(void);
 bool lm_emulated_captures(cudaStream_t stream); /* or is the legacy stream, which may not be used */
 
+/* What lies at a shared address; whether a thread has copied something there and not fenced it. */
+const void *lm_emulated_shared_at(uint32_t address, size_t bytes);
+bool lm_emulated_unfenced(void);
+void lm_emulated_wgmma_begin(unsigned lane);
+void lm_emulated_wgmma_end(void);
+
 /* Note a call down if the stream is captured; true if it was noted. */
 bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*call)(const void *),
                          const void *arguments, size_t bytes);

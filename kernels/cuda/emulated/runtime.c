@@ -124,7 +124,9 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device) {
   (void)cudaMemGetInfo(&free_bytes, &p->totalGlobalMem);
   p->sharedMemPerBlock = 48 << 10;
   p->sharedMemPerBlockOptin = 227 << 10;
-  p->major = 9;
+  const int capability = (int)lm_emulated_setting("LUMUON_EMULATED_CAPABILITY", 90);
+  p->major = capability / 10;
+  p->minor = capability % 10;
   p->multiProcessorCount = 4; /* few: grids are made as large as the machine */
   p->warpSize = 32;
   p->maxThreadsPerBlock = 1024;

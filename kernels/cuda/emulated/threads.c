@@ -44,6 +44,7 @@ typedef struct lane {
   int predicate;     /* of __syncthreads_or */
   pending *copies;
   int n_copies, room, group;
+  bool unfenced; /* copies have arrived since the last fence.proxy.async */
 } lane;
 
 typedef struct meeting { /* of the lanes in mask */
@@ -213,6 +214,7 @@ static void fiber_main(void) {
       lm_emulated_self = &l->public;
       now.run(now.arguments);
       lm_emulated_wait_copies(0);
+      lm_emulated_wgmma_end();
       now.done++;
       if (now.at_barrier > 0 && now.at_barrier == now.n - now.done) open_barrier(NULL);
     }
@@ -298,6 +300,11 @@ void lm_emulated_copy_later(void *to, const void *from, size_t bytes, size_t fro
   if ((uintptr_t)to % bytes || (from_bytes && (uintptr_t)from % bytes))
     lm_emulated_fail("an asynchronous copy of %zu bytes from %p to %p is not aligned", bytes, from,
                      to);
+  if (now.reversed) { /* the other extreme: it arrives at once, and what lay there is gone */
+    memcpy(to, from, from_bytes);
+    memset((char *)to + from_bytes, 0, bytes - from_bytes);
+    return;
+  }
   if (me->n_copies == me->room) {
     me->room = me->room ? 2 * me->room : 16;
     me->copies = realloc(me->copies, (size_t)me->room * sizeof *me->copies);
@@ -318,6 +325,7 @@ void lm_emulated_wait_copies(int all_but) {
     }
     memcpy(c.to, c.from, c.from_bytes);
     memset((char *)c.to + c.from_bytes, 0, c.bytes - c.from_bytes);
+    me->unfenced = true;
   }
   me->n_copies = kept;
 }
@@ -354,6 +362,30 @@ void *lm_emulated_shared(lm_emulated_site *site, size_t bytes, size_t alignment)
 void *lm_emulated_dynamic_shared(void) {
   (void)shared_pages();
   return dynamic_end - (now.dynamic_bytes + 127) / 128 * 128;
+}
+
+enum { WINDOW = 1 << 18 }; /* of shared addresses; dynamic shared memory ends where it ends */
+
+uint32_t lm_emulated_shared_address(const void *p) {
+  const char *dynamic = lm_emulated_dynamic_shared();
+  if ((const char *)p < dynamic || (const char *)p >= dynamic_end)
+    lm_emulated_fail("the shared address of %p, which is not in dynamic shared memory", p);
+  return (uint32_t)((const char *)p - (dynamic_end - WINDOW));
+}
+
+const void *lm_emulated_shared_at(uint32_t address, size_t bytes) {
+  const char *p = dynamic_end - WINDOW + address, *dynamic = lm_emulated_dynamic_shared();
+  if (p < dynamic || p + bytes > dynamic_end)
+    lm_emulated_fail("shared address %05x is not in the block's %zu bytes", address,
+                     now.dynamic_bytes);
+  return p;
+}
+
+void lm_emulated_fence_async(void) { ((lane *)lm_emulated_self)->unfenced = false; }
+bool lm_emulated_unfenced(void) {
+  for (unsigned i = 0; i < now.n; i++)
+    if (lanes[i].unfenced) return true;
+  return false;
 }
 
 /* ---- running ---- */
@@ -405,6 +437,8 @@ static void run_block(void) {
   for (unsigned i = 0; i < now.n; i++) {
     lanes[i].waits = NULL;
     lanes[i].n_copies = lanes[i].group = 0;
+    lanes[i].unfenced = false;
+    lm_emulated_wgmma_begin(i);
   }
   enter(take_fiber());
 }

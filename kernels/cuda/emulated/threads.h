@@ -43,6 +43,14 @@ void lm_emulated_copy_later(void *to, const void *from, size_t bytes, size_t fro
 void lm_emulated_commit_copies(void);
 void lm_emulated_wait_copies(int all_but);
 
+/* Warpgroups (wgmma.c): d has n elements a lane. Shared addresses are of dynamic shared memory. */
+uint32_t lm_emulated_shared_address(const void *p);
+void lm_emulated_fence_async(void);
+void lm_emulated_wgmma_fence(void);
+void lm_emulated_wgmma(float *d, int n, uint64_t a, uint64_t b, bool transposed);
+void lm_emulated_wgmma_commit(void);
+void lm_emulated_wgmma_wait(int all_but);
+
 typedef struct lm_emulated_site {
   unsigned long long block; /* the block that the memory was given out in */
   void *data;
