@@ -30,8 +30,9 @@ end
 
 --- The kernel of symmetric products on the GPU, and why not the other.
 local function gpu_products()
+  local kernel = ffi.string(C.lm_gpu_muon_kernel()) -- this compares them, and then there is a note
   local note = ffi.string(C.lm_gpu_muon_kernel_note())
-  return ffi.string(C.lm_gpu_muon_kernel()) .. (note ~= "" and " (" .. note .. ")" or "")
+  return kernel .. (note ~= "" and " (" .. note .. ")" or "")
 end
 
 --- Pairs of name and text, in the order they are shown.
