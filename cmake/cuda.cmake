@@ -16,7 +16,7 @@ set(CUDA_LIBRARIES "")
 set(CUDA_SUMMARY "without CUDA: LUMUON_CUDA=off")
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS kernels/cuda/*.cu)
 set(CUDA_BACKEND engine/backend/cuda.c engine/backend/cuda_memory.c engine/backend/cuda_side.c engine/comm/nccl.c
-    engine/backend/cublaslt.c engine/backend/cuda_graph.c)
+    engine/backend/cublaslt.c engine/backend/cuda_graph.c engine/backend/library.c)
 # Random numbers are the CPU's to the last bit: see math/random.h.
 set(CUDA_FLAGS_random --fmad=false)
 # Files that use what only sm_90a has (wgmma): compiled for it in place of sm_90.

@@ -8,13 +8,12 @@
 #include "backend/cublaslt.h"
 
 #include <cublasLt.h>
-#include <dlfcn.h>
-#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backend/cuda_memory.h"
+#include "backend/library.h"
 #include "core/error.h"
 
 enum { WORKSPACE = 32 << 20, PLANS = 1024, PROBES = 8, ALIGNMENT = 256 };
@@ -60,59 +59,20 @@ static bool load(void) {
 
 #else
 
-static bool load_from(void *library) {
-  if (!library) return false;
+static bool take(void *library) {
   bool all = true;
-#define TAKE(name)                                                                                 \
-  {                                                                                                \
-    void *address = dlsym(library, #name);                                                         \
-    memcpy(&lt.name, &address, sizeof address);                                                    \
-    all = all && address;                                                                          \
-  }
+#define TAKE(name) all = lm__library_function(library, #name, (void *)&lt.name) && all;
   FUNCTIONS(TAKE)
 #undef TAKE
-  if (!all) (void)dlclose(library);
   return all;
 }
 
-/* The first of the files that a pattern matches. */
-static bool load_matching(const char *prefix, const char *rest, const char *file) {
-  char pattern[1024];
-  glob_t found;
-  bool loaded = false;
-  if (!prefix || !*prefix) return false;
-  (void)snprintf(pattern, sizeof pattern, "%s%s/%s", prefix, rest, file);
-  if (glob(pattern, 0, NULL, &found) != 0) return false;
-  for (size_t i = 0; i < found.gl_pathc && !loaded; i++)
-    loaded = load_from(dlopen(found.gl_pathv[i], RTLD_NOW | RTLD_LOCAL));
-  globfree(&found);
-  return loaded;
-}
-
-/* Where the loader looks, in CUDA's toolkits, and in the wheels that PyTorch brings. */
 static bool load(void) {
-  static const char *const toolkits[] = {"/lib64", "/lib", "/targets/*/lib"};
-  static const char *const wheels[] = {"/lib/python3*/site-packages/nvidia/cu*/lib",
-                                       "/lib/python3*/site-packages/nvidia/cublas/lib",
-                                       "/lib/python3*/dist-packages/nvidia/cu*/lib",
-                                       "/lib/python3*/dist-packages/nvidia/cublas/lib"};
-  const char *const own = getenv("LUMUON_CUBLASLT"), *const home = getenv("HOME");
-  char file[32], user[512] = "";
+  static const char *const packages[] = {"cu*", "cublas", NULL};
+  char file[32];
+  const lm__library library = {file, "LUMUON_CUBLASLT", packages};
   (void)snprintf(file, sizeof file, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
-  if (home) (void)snprintf(user, sizeof user, "%s/.local", home);
-  if (own && *own) return load_from(dlopen(own, RTLD_NOW | RTLD_LOCAL));
-  if (load_from(dlopen(file, RTLD_NOW | RTLD_LOCAL))) return true;
-  const char *const roots[] = {getenv("CUDA_HOME"), getenv("CUDA_PATH"), "/usr/local/cuda",
-                               "/usr/local/cuda-*"};
-  for (size_t i = 0; i < sizeof roots / sizeof *roots; i++)
-    for (size_t j = 0; j < sizeof toolkits / sizeof *toolkits; j++)
-      if (load_matching(roots[i], toolkits[j], file)) return true;
-  const char *const pythons[] = {getenv("VIRTUAL_ENV"), getenv("CONDA_PREFIX"), user, "/usr/local",
-                                 "/usr"};
-  for (size_t i = 0; i < sizeof pythons / sizeof *pythons; i++)
-    for (size_t j = 0; j < sizeof wheels / sizeof *wheels; j++)
-      if (load_matching(pythons[i], wheels[j], file)) return true;
-  return false;
+  return lm__library_load(&library, take);
 }
 
 #endif

@@ -4,14 +4,13 @@
  */
 #include "comm/nccl.h"
 
-#include <dlfcn.h>
-#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "backend/cuda.h"
+#include "backend/library.h"
 #include "comm/comm.h"
 #include "core/error.h"
 
@@ -46,8 +45,7 @@ static struct {
 
 #ifdef LM_CUDA_EMULATED
 
-static bool load(const char *own) {
-  (void)own;
+static bool load(void) {
 #define TAKE(name) nccl.name = name;
   FUNCTIONS(TAKE)
 #undef TAKE
@@ -56,43 +54,18 @@ static bool load(const char *own) {
 
 #else
 
-static bool load_from(void *library) {
-  if (!library) return false;
+static bool take(void *library) {
   bool all = true;
-#define TAKE(name)                                                                                 \
-  {                                                                                                \
-    void *address = dlsym(library, #name);                                                         \
-    memcpy(&nccl.name, &address, sizeof address);                                                  \
-    all = all && address;                                                                          \
-  }
+#define TAKE(name) all = lm__library_function(library, #name, (void *)&nccl.name) && all;
   FUNCTIONS(TAKE)
 #undef TAKE
-  if (!all) (void)dlclose(library);
   return all;
 }
 
-/* Where the loader looks, and in the wheels that PyTorch brings. */
-static bool load(const char *own) {
-  char user[512] = "", pattern[1024];
-  const char *const home = getenv("HOME");
-  if (own) return load_from(dlopen(own, RTLD_NOW | RTLD_LOCAL));
-  if (load_from(dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL))) return true;
-  if (home) (void)snprintf(user, sizeof user, "%s/.local", home);
-  const char *const pythons[] = {getenv("VIRTUAL_ENV"), getenv("CONDA_PREFIX"), user, "/usr/local",
-                                 "/usr"};
-  for (size_t i = 0; i < sizeof pythons / sizeof *pythons; i++) {
-    glob_t found;
-    bool loaded = false;
-    if (!pythons[i] || !*pythons[i]) continue;
-    (void)snprintf(pattern, sizeof pattern,
-                   "%s/lib/python3*/*-packages/nvidia/nccl/lib/libnccl.so.2", pythons[i]);
-    if (glob(pattern, 0, NULL, &found) != 0) continue;
-    for (size_t k = 0; k < found.gl_pathc && !loaded; k++)
-      loaded = load_from(dlopen(found.gl_pathv[k], RTLD_NOW | RTLD_LOCAL));
-    globfree(&found);
-    if (loaded) return true;
-  }
-  return false;
+static bool load(void) {
+  static const char *const packages[] = {"nccl", NULL};
+  const lm__library library = {"libnccl.so.2", "LUMUON_NCCL", packages};
+  return lm__library_load(&library, take);
 }
 
 #endif
@@ -103,7 +76,7 @@ static bool start_library(void) {
   if (nccl.tried) return nccl.loaded;
   nccl.tried = true;
   if (own && strcmp(own, "none") == 0) return false;
-  if (!load(own && *own ? own : NULL) || nccl.ncclGetVersion(&version) != ncclSuccess) return false;
+  if (!load() || nccl.ncclGetVersion(&version) != ncclSuccess) return false;
   (void)snprintf(nccl.text, sizeof nccl.text, "NCCL %d.%d.%d", version / 10000, version / 100 % 100,
                  version % 100);
   nccl.loaded = version >= NCCL_2_14;

@@ -1,0 +1,74 @@
+#include "backend/library.h"
+
+#include <dlfcn.h>
+#include <glob.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef bool (*take_fn)(void *library);
+
+static bool load_from(const char *file, take_fn take) {
+  void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+  if (!library) return false;
+  if (take(library)) return true;
+  (void)dlclose(library);
+  return false;
+}
+
+/* The first good one of the files that a pattern matches. */
+static bool load_matching(const char *folder, const char *file, take_fn take) {
+  char pattern[2048];
+  glob_t found;
+  bool loaded = false;
+  const int length = snprintf(pattern, sizeof pattern, "%s/%s", folder, file);
+  if (length < 0 || (size_t)length >= sizeof pattern || glob(pattern, 0, NULL, &found) != 0)
+    return false;
+  for (size_t i = 0; i < found.gl_pathc && !loaded; i++)
+    loaded = load_from(found.gl_pathv[i], take);
+  globfree(&found);
+  return loaded;
+}
+
+static bool load_below(const char *root, const char *folder, const char *file, take_fn take) {
+  char path[1536];
+  const int length = snprintf(path, sizeof path, "%s%s", root, folder);
+  return length >= 0 && (size_t)length < sizeof path && load_matching(path, file, take);
+}
+
+static bool in_toolkit(const char *root, const lm__library *l, take_fn take) {
+  static const char *const folders[] = {"/lib64", "/lib", "/targets/*/lib"};
+  if (!root || !*root) return false;
+  for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
+    if (load_below(root, folders[i], l->file, take)) return true;
+  return false;
+}
+
+/* site-packages, and Debian's dist-packages */
+static bool in_python(const char *root, const lm__library *l, take_fn take) {
+  char folder[128];
+  if (!root || !*root) return false;
+  for (const char *const *package = l->packages; *package; package++) {
+    (void)snprintf(folder, sizeof folder, "/lib/python3*/*-packages/nvidia/%s/lib", *package);
+    if (load_below(root, folder, l->file, take)) return true;
+  }
+  return false;
+}
+
+bool lm__library_load(const lm__library *l, take_fn take) {
+  const char *const own = getenv(l->variable), *const home = getenv("HOME");
+  char user[1024] = "";
+  if (own && *own) return load_from(own, take);
+  if (home) (void)snprintf(user, sizeof user, "%s/.local", home);
+  return load_from(l->file, take) || in_toolkit(getenv("CUDA_HOME"), l, take) ||
+         in_toolkit(getenv("CUDA_PATH"), l, take) || in_python(getenv("VIRTUAL_ENV"), l, take) ||
+         in_python(getenv("CONDA_PREFIX"), l, take) || in_toolkit("/usr/local/cuda", l, take) ||
+         in_toolkit("/usr/local/cuda-*", l, take) || in_python(user, l, take) ||
+         in_python("/usr/local", l, take) || in_python("/usr", l, take);
+}
+
+bool lm__library_function(void *library, const char *name, void *pointer) {
+  void *const address = dlsym(library, name);
+  memcpy(pointer, &address, sizeof address);
+  return address != NULL;
+}
