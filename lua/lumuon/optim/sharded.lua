@@ -239,8 +239,8 @@ end
 
 --- The order of units in every phase, the same on all ranks. Collectives run one after the other, so all reductions
 -- before the first gathering. To have always something to compute and something to send: Muon's units come first that
--- make half of its arithmetic, those with most of it a byte, and are computed while AdamW's are being reduced; AdamW's
--- need hardly any arithmetic, and are gathered while the rest of Muon is computed. Small ones, which are not
+-- make about half of its arithmetic, those with most of it a byte, and are computed while AdamW's are being reduced;
+-- AdamW's need hardly any arithmetic, and are gathered while the rest of Muon is computed. Small ones, which are not
 -- gathered, come first, and the last gathering, that nothing hides, is that of a unit with few bytes.
 local function in_order(units)
   local lists, arithmetic = { small = {}, muon = {}, adamw = {} }, 0
@@ -260,7 +260,7 @@ local function in_order(units)
   local function bytes(unit) return unit.grad:numel() end
   local order, rest, done = lists.small, {}, 0
   for _, unit in ipairs(sorted(lists.muon, function(unit) return unit.cost / bytes(unit) end)) do
-    local list = done < arithmetic / 2 and order or rest
+    local list = done + unit.cost / 2 <= arithmetic / 2 and order or rest
     list[#list + 1], done = unit, done + unit.cost
   end
   for _, unit in ipairs(sorted(lists.adamw, bytes)) do order[#order + 1] = unit end
