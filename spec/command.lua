@@ -38,7 +38,9 @@ end
 function M.shell(command, input)
   local folder = M.folder()
   M.write(folder .. "/in", input or "")
-  local script = ("(%s\n) <%s/in >%s/out 2>%s/err; echo $? >%s/code"):format(command, folder, folder, folder, folder)
+  -- What the shell itself says of a command that a signal ends belongs to the command's errors.
+  local script = ("exec <%s/in >%s/out 2>%s/err\n("):format(folder, folder, folder)
+    .. command .. ("\n); echo $? >%s/code"):format(folder)
   os.execute(script)
   local result = {
     code = tonumber(M.read(folder .. "/code")), out = M.read(folder .. "/out"), err = M.read(folder .. "/err"),

@@ -8,9 +8,9 @@
  *   LUMUON_EMULATED_DEVICES  how many devices there are (1)
  *   LUMUON_EMULATED_DRIVER   "none" or "old": as a machine without a driver, or with one too old
  *   LUMUON_EMULATED_MEMORY   bytes of a device (4 GiB)
- *   LUMUON_EMULATED_CAPABILITY  10 * major + minor of a device's compute capability (90)
+ *   LUMUON_EMULATED_CAPABILITY 10 * major + minor of a device's compute capability (90)
  *   LUMUON_EMULATED_WGMMA    "wrong": wgmma has another result than it should
- *   LUMUON_EMULATED_ORDER    "reverse": blocks, and threads in them, run from the last to the first,
+ *   LUMUON_EMULATED_ORDER    "reverse": blocks, and threads run from the last to the first,
  *                            and copies beside the arithmetic arrive when they are begun
  *   LUMUON_EMULATED_WAIT     "refused": where the host waits for the device, that is a fault
  *   LUMUON_EMULATED_LAUNCH   microseconds on the clock of events that a launch takes (2),
