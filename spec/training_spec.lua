@@ -4,14 +4,20 @@ local json = require "dkjson"
 package.path = package.path .. ";recipes/?.lua"
 local nanochat = require "parts.nanochat"
 
---- Train the golden run's model; returns its losses and the model.
+--- Train the golden run's model; returns its losses, the model and the golden tensors. changes: model (fields of the
+-- config), precision (of Muon's products), nudge (a number: moves last bits of the weights that it starts from).
 local function golden_run(file, changes)
   local t, meta = lm.safetensors.load("spec/fixtures/" .. file .. ".safetensors")
   local config = json.decode(meta.config)
   config.preset = meta.version
   for name, value in pairs(changes.model or {}) do config[name] = value end
   local model = lm.models.gpt.GPT(config)
-  for name, p in model:named_parameters() do p:copy(assert(t["init." .. name], name)) end
+  local generator = lm.Generator(changes.nudge or 0)
+  for name, p in model:named_parameters() do
+    local init = assert(t["init." .. name], name)
+    if changes.nudge then init = init * (1 + 6e-8 * lm.randn(init:size(), { generator = generator })) end
+    p:copy(init)
+  end
   local groups = nanochat.param_groups(model, { matrices = { weight_decay = 0.2, precision = changes.precision } })
   groups.model = model
   local opt = lm.optim.MuonAdamW(groups)
@@ -55,15 +61,29 @@ for _, version in ipairs { "seed", "head" } do
       end
     end)
 
+    -- One run is a draw. AdamW's first move of an element is lr times its gradient's sign, and in seed's second step a
+    -- few embeddings have gradients a thousandth of the others': what bf16 does elsewhere decides their signs. Runs
+    -- from weights that differ in last bits (harmless in f32: 1e-6 in all) end in clusters at 0.7, 3.5, 4.4 and
+    -- 5.4e-3, with nanochat's code at 2.6 and 8.7e-3; its golden run, 5.5e-3, is such a draw. So the mean of several
+    -- is held to it, and the loss after one step, before any sign is drawn, to its (docs/log.md).
     it("stays as near to f64 as nanochat's own bf16 run, with bf16 orthogonalisation", function()
-      local losses, _, t = golden_run(version .. "_training", { precision = "bf16" })
-      local golden, theirs = t["loss.f64"]:tolist(), t["loss.bf16"]:tolist()
-      local ours_off, theirs_off = 0, 0
-      for i = 1, #golden do
-        ours_off = ours_off + (losses[i] - golden[i]) ^ 2
-        theirs_off = theirs_off + (theirs[i] - golden[i]) ^ 2
+      local runs, sums = 9, { ours = 0, ours_first = 0, theirs = 0, theirs_first = 0 }
+      for run = 1, runs do
+        local losses, _, t = golden_run(version .. "_training", { precision = "bf16", nudge = run })
+        local golden, theirs = t["loss.f64"]:tolist(), t["loss.bf16"]:tolist()
+        for i = 1, #golden do
+          sums.ours = sums.ours + (losses[i] - golden[i]) ^ 2
+          sums.theirs = sums.theirs + (theirs[i] - golden[i]) ^ 2
+        end
+        sums.ours_first = sums.ours_first + (losses[2] - golden[2]) ^ 2 -- after one step
+        sums.theirs_first = sums.theirs_first + (theirs[2] - golden[2]) ^ 2
       end
-      assert.is_true(ours_off <= theirs_off, ("%.3e beside %.3e"):format(math.sqrt(ours_off), math.sqrt(theirs_off)))
+      local function holds(ours, theirs, what)
+        assert.is_true(ours <= theirs,
+          ("%s: %.3e beside %.3e"):format(what, math.sqrt(ours / runs), math.sqrt(theirs / runs)))
+      end
+      holds(sums.ours_first, sums.theirs_first, "after one step")
+      holds(sums.ours, sums.theirs, "all steps")
     end)
 
     it("gives the same bits twice", function()
