@@ -14,6 +14,12 @@ local CHECKS = {
     lane = "finds a lane that a shuffle waits for in vain",
     early_end = "lets threads that have ended miss a barrier",
     graph = "captures calls, replays them, and takes new arguments",
+    ordered = "lets threads read what others wrote before a barrier of theirs",
+    race = "finds a race between warps that only a __syncthreads would order",
+    warp_race = "finds a race in a warp that a shuffle does not order",
+    late_write = "finds a write that may come before a read, two bytes by two",
+    blocks = "finds blocks that write what others do, but by atomics",
+    aligned = "finds 16 bytes taken at an address that is no multiple of 16",
     misuse = "ends a capture for what a capture does not allow",
   },
   warpgroups = {

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <initializer_list>
+
 #include "cuda/mma.cuh"
 #include "cuda/reduce.cuh"
 
@@ -196,13 +198,82 @@ void check_lane() {
 LM_GLOBAL early_end(int *out) {
   if (threadIdx.x % 2) return; /* who has ended is not waited for */
   __syncthreads();
-  out[threadIdx.x] = 1;
+  out[blockIdx.x * 64 + threadIdx.x] = 1;
 }
 void check_early_end() {
-  int *out = device<int>(64), got[64];
+  int *out = device<int>(128), got[64];
   CHECK((start<int *>(early_end, 2, 64, out)) == cudaSuccess);
   fetch(got, out, 64);
   CHECK(got[0] == 1 && got[62] == 1 && got[1] == -1);
+}
+
+/* ---- races, addresses ---- */
+
+/* Each thread tells the next one: with a barrier that orders both, or one that does not. */
+enum { BLOCK_BARRIER, WARP_BARRIER, SHUFFLE };
+LM_GLOBAL tell(int *out, int barrier) {
+  LM_SHARED(int, told, [64]);
+  const int i = (int)threadIdx.x;
+  told[i] = i;
+  if (barrier == BLOCK_BARRIER)
+    __syncthreads();
+  else if (barrier == WARP_BARRIER)
+    __syncwarp();
+  else
+    (void)__shfl_sync(0xffffffffu, i, 0);
+  out[i] = told[(i + 1) % (int)blockDim.x];
+  __syncthreads();
+  if (barrier == BLOCK_BARRIER) told[(i + 2) % (int)blockDim.x] = 1; /* after it was read */
+}
+cudaError_t start_tell(int threads, int barrier) {
+  return start<int *, int>(tell, 1, (unsigned)threads, device<int>(64), barrier);
+}
+void check_ordered() {
+  CHECK(start_tell(64, BLOCK_BARRIER) == cudaSuccess);
+  CHECK(start_tell(32, WARP_BARRIER) == cudaSuccess);
+}
+void check_race() {
+  faults(start_tell(64, WARP_BARRIER), cudaErrorLaunchFailure, "with no barrier between");
+}
+void check_warp_race() {
+  faults(start_tell(32, SHUFFLE), cudaErrorLaunchFailure, "with no barrier between");
+}
+
+/* Two threads write halves of a word, which is none; then one reads what the other writes late. */
+LM_GLOBAL late(uint16_t *out) {
+  LM_SHARED(uint16_t, halves, [2]);
+  halves[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = halves[0];
+  if (threadIdx.x == 1) halves[0] = 2;
+}
+void check_late_write() {
+  faults((start<uint16_t *>(late, 1, 2, device<uint16_t>(2))), cudaErrorLaunchFailure,
+         "a race: byte 0 of static shared memory");
+}
+
+/* Blocks share an element, by an atomic and then without. */
+LM_GLOBAL share(int *p, bool atomic) {
+  if (atomic)
+    atomicAdd(p, 1);
+  else
+    *p += 1;
+}
+void check_blocks() {
+  int *p = device<int>(4);
+  CHECK((start<int *, bool>(share, 2, 1, p, true)) == cudaSuccess);
+  CHECK((start<int *, bool>(share, 1, 1, p, false)) == cudaSuccess); /* launches are in order */
+  CHECK((start<int *, bool>(share, 1, 1, p, false)) == cudaSuccess);
+  faults((start<int *, bool>(share, 2, 1, p, false)), cudaErrorLaunchFailure,
+         "written by block number 0 of the launch");
+}
+
+LM_GLOBAL copy_pack(float *p, int from) { lm__store_pack(p, lm__load_pack(p + from)); }
+void check_aligned() {
+  float *p = device<float>(12);
+  CHECK((start<float *, int>(copy_pack, 1, 1, p, 4)) == cudaSuccess);
+  faults((start<float *, int>(copy_pack, 1, 1, p, 2)), cudaErrorLaunchFailure,
+         "a misaligned address: 16 bytes at once");
 }
 
 /* ---- graphs ---- */
@@ -233,68 +304,56 @@ void check_graph() {
   CHECK(got[0] == 5);
 }
 
-/* Each of these ends a capture. */
+/* Each of these ends a capture; `relaxed` ones only where it is not in relaxed mode. */
 void check_misuse() {
-  cudaStream_t stream, other;
-  cudaEvent_t event;
-  float *p = device<float>(4), here[4] = {};
-  void *memory = nullptr;
+  static cudaStream_t stream, other;
+  static cudaEvent_t event, within;
+  static float *p, here[4];
+  static void *memory, *given;
+  const struct {
+    bool relaxed;
+    cudaError_t (*call)();
+  } calls[] = {
+      {false, [] { return cudaStreamSynchronize(stream); }},
+      {false, [] { return cudaStreamQuery(stream); }},
+      {false, [] { return cudaDeviceSynchronize(); }},
+      {false, [] { return cudaEventQuery(within); }},
+      {false, [] { return cudaFree(p); }},
+      {false, [] { return cudaMallocAsync(&memory, 8, stream); }},
+      {false, [] { return cudaMemcpy(here, p, 16, cudaMemcpyDeviceToHost); }},
+      {false, /* pageable memory */
+       [] { return cudaMemcpyAsync(here, p, 16, cudaMemcpyDeviceToHost, stream); }},
+      {false, /* the legacy stream */
+       [] {
+         (void)lm_emulated_start<float *, float>(add, 1, 4, 0, nullptr, p, 1);
+         return cudaErrorStreamCaptureUnsupported;
+       }},
+      {true, [] { return cudaEventQuery(event); }},
+      {true, [] { return cudaEventSynchronize(event); }},
+      {true, [] { return cudaMalloc(&memory, 8); }},
+      {true, [] { return cudaHostAlloc(&memory, 8, cudaHostAllocDefault); }},
+      {true, [] { return cudaMallocAsync(&memory, 8, other); }},
+      {true, [] { return cudaFreeAsync(given, other); }},
+  };
+  p = device<float>(4);
+  given = device<float>(4);
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
   CHECK(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking) == cudaSuccess);
   CHECK(cudaEventCreate(&event) == cudaSuccess && cudaEventRecord(event, other) == cudaSuccess);
-  for (int i = 0;; i++) {
-    cudaGraph_t graph;
-    cudaError_t error = cudaSuccess;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
-    CHECK((lm_emulated_start<float *, float>(add, 1, 4, 0, stream, p, 1)) == cudaSuccess);
-    switch (i) {
-      case 0:
-        error = cudaStreamSynchronize(stream);
-        break;
-      case 1:
-        error = cudaStreamQuery(stream);
-        break;
-      case 2:
-        error = cudaDeviceSynchronize();
-        break;
-      case 3:
-        error = cudaEventQuery(event);
-        break;
-      case 4:
-        error = cudaEventSynchronize(event);
-        break;
-      case 5:
-        error = cudaMalloc(&memory, 8);
-        break;
-      case 6:
-        error = cudaFree(p);
-        break;
-      case 7:
-        error = cudaHostAlloc(&memory, 8, cudaHostAllocDefault);
-        break;
-      case 8:
-        error = cudaMallocAsync(&memory, 8, stream);
-        break;
-      case 9:
-        error = cudaMemcpy(here, p, 16, cudaMemcpyDeviceToHost);
-        break;
-      case 10: /* pageable memory */
-        error = cudaMemcpyAsync(here, p, 16, cudaMemcpyDeviceToHost, stream);
-        break;
-      case 11: /* the legacy stream */
-        (void)lm_emulated_start<float *, float>(add, 1, 4, 0, nullptr, p, 1);
-        error = cudaErrorStreamCaptureUnsupported;
-        break;
-      default: /* memory of another stream is not the capture's business */
-        CHECK(cudaMallocAsync(&memory, 8, other) == cudaSuccess);
-        CHECK(cudaFreeAsync(memory, other) == cudaSuccess);
-        CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess && graph);
-        return;
+  CHECK(cudaEventCreate(&within) == cudaSuccess);
+  for (const auto mode : {cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed})
+    for (const auto &one : calls) {
+      cudaGraph_t graph;
+      const bool fine = one.relaxed && mode == cudaStreamCaptureModeRelaxed;
+      CHECK(cudaStreamBeginCapture(stream, mode) == cudaSuccess);
+      CHECK((lm_emulated_start<float *, float>(add, 1, 4, 0, stream, p, 1)) == cudaSuccess);
+      CHECK(cudaEventRecord(within, stream) == cudaSuccess);
+      CHECK(one.call() == (fine ? cudaSuccess : cudaErrorStreamCaptureUnsupported));
+      CHECK(cudaStreamEndCapture(stream, &graph) ==
+            (fine ? cudaSuccess : cudaErrorStreamCaptureInvalidated));
+      CHECK((graph != nullptr) == fine);
+      (void)cudaGetLastError();
     }
-    CHECK(error == cudaErrorStreamCaptureUnsupported);
-    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated && !graph);
-    (void)cudaGetLastError();
-  }
 }
 
 const struct {
@@ -307,6 +366,9 @@ const struct {
     {"beside", check_beside},       {"barrier", check_barrier},
     {"lane", check_lane},           {"graph", check_graph},
     {"early_end", check_early_end}, {"misuse", check_misuse},
+    {"ordered", check_ordered},     {"race", check_race},
+    {"warp_race", check_warp_race}, {"late_write", check_late_write},
+    {"blocks", check_blocks},       {"aligned", check_aligned},
 };
 } // namespace
 

@@ -110,25 +110,30 @@ inline int __all_sync(unsigned mask, int predicate) {
 inline unsigned __activemask() { return 0xffffffffu; }
 inline int __syncthreads_or(int predicate) { return lm_emulated_block_or(predicate); }
 
-/* ---- atomics: threads run one at a time ---- */
+/* ---- atomics: threads run one at a time, and races.c does not look ---- */
 
-template <class T> inline T lm_emulated_swap(T *p, T next) {
+#define LM_EMULATED_ATOMIC inline __attribute__((no_sanitize("thread")))
+template <class T> LM_EMULATED_ATOMIC T lm_emulated_swap(T *p, T next) {
   const T before = *p;
   *p = next;
   return before;
 }
-template <class T> inline T atomicAdd(T *p, T value) {
+template <class T> LM_EMULATED_ATOMIC T atomicAdd(T *p, T value) {
   return lm_emulated_swap(p, (T)(*p + value));
 }
-template <class T> inline T atomicMax(T *p, T value) {
+template <class T> LM_EMULATED_ATOMIC T atomicMax(T *p, T value) {
   return lm_emulated_swap(p, *p < value ? value : *p);
 }
-template <class T> inline T atomicMin(T *p, T value) {
+template <class T> LM_EMULATED_ATOMIC T atomicMin(T *p, T value) {
   return lm_emulated_swap(p, value < *p ? value : *p);
 }
-template <class T> inline T atomicOr(T *p, T value) { return lm_emulated_swap(p, (T)(*p | value)); }
-template <class T> inline T atomicExch(T *p, T value) { return lm_emulated_swap(p, value); }
-template <class T> inline T atomicCAS(T *p, T expected, T value) {
+template <class T> LM_EMULATED_ATOMIC T atomicOr(T *p, T value) {
+  return lm_emulated_swap(p, (T)(*p | value));
+}
+template <class T> LM_EMULATED_ATOMIC T atomicExch(T *p, T value) {
+  return lm_emulated_swap(p, value);
+}
+template <class T> LM_EMULATED_ATOMIC T atomicCAS(T *p, T expected, T value) {
   return lm_emulated_swap(p, *p == expected ? value : *p);
 }
 
@@ -147,9 +152,19 @@ inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
+/* The result of an instruction that is up to two ulp off: here it is, this way or that. Subnormals
+ * are zeros. */
+inline float lm_emulated_approximate(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  if (x == 1 || (u & 0x7f800000u) == 0x7f800000u) return x;
+  u = u & 0x7f800000u ? u + (u * 2654435761u >> 16) % 5 - 2 : u & 0x80000000u;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+inline float lm_emulated_exp2(float x) { return lm_emulated_approximate(exp2f(x)); }
+inline float __fdividef(float a, float b) { return lm_emulated_approximate(a / b); }
+inline float __expf(float x) { return lm_emulated_exp2(x * 1.44269504f); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }

@@ -38,13 +38,14 @@ static size_t total(void) {
 
 static bool prepare(void) {
   if (arena) return true;
-  for (size_t size = (size_t)1 << 44; size >= (size_t)1 << 34; size >>= 1) {
+  for (size_t size = (size_t)1 << 41; size >= (size_t)1 << 34; size >>= 1) {
     void *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) continue;
     arena = next_pages = p;
     arena_end = arena + size;
     break;
   }
+  if (arena) lm_emulated_watch_memory(0, (size_t)(arena_end - arena));
   if (arena) key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
   return arena != NULL;
 }
@@ -107,6 +108,12 @@ static bool within(const block *b, const void *p, size_t bytes) {
 bool lm_emulated_is_device(const void *p) {
   return (const char *)p >= arena && (const char *)p < arena_end;
 }
+
+bool lm_emulated_arena_offset(const void *p, size_t *at) {
+  *at = (size_t)((const char *)p - arena);
+  return lm_emulated_is_device(p);
+}
+const void *lm_emulated_arena_at(size_t at) { return arena + at; }
 
 bool lm_emulated_may_touch(const void *p, size_t bytes) {
   bool fine = false;
@@ -181,6 +188,7 @@ static cudaError_t release(void *p) {
   const bool fine = intact(&b);
   (void)mmap(b.pages, b.page_bytes, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  lm_emulated_forget_memory((size_t)(b.pages - arena), b.page_bytes);
   memmove(blocks + at, blocks + at + 1, (n_blocks - at - 1) * sizeof *blocks);
   n_blocks--;
   used -= b.bytes;
@@ -206,14 +214,18 @@ static cudaError_t outside_captures(cudaError_t (*f)(void **, size_t), void **p,
   const cudaError_t error = lm_emulated_uncaptured();
   return error ? error : locked(f, p, bytes);
 }
+static cudaError_t in_safety(cudaError_t (*f)(void **, size_t), void **p, size_t bytes) {
+  const cudaError_t error = lm_emulated_safe();
+  return error ? error : locked(f, p, bytes);
+}
 /* The runtime would make them part of the graph, which then has memory of its own: not done here,
- * and not wanted. On another stream they are as ever. */
+ * and not wanted. On another stream they are as ever where the thread captures in relaxed mode. */
 static cudaError_t in_order(cudaError_t (*f)(void **, size_t), void **p, size_t bytes,
                             cudaStream_t stream) {
-  return lm_emulated_captures(stream) ? outside_captures(f, p, bytes) : locked(f, p, bytes);
+  return lm_emulated_captures(stream) ? outside_captures(f, p, bytes) : in_safety(f, p, bytes);
 }
 
-cudaError_t cudaMalloc(void **p, size_t bytes) { return outside_captures(allocate, p, bytes); }
+cudaError_t cudaMalloc(void **p, size_t bytes) { return in_safety(allocate, p, bytes); }
 cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
   return in_order(allocate, p, bytes, stream);
 }
@@ -245,7 +257,7 @@ static cudaError_t unpin(void **p, size_t bytes) {
 }
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
   (void)flags;
-  return outside_captures(pin, p, bytes);
+  return in_safety(pin, p, bytes);
 }
 cudaError_t cudaFreeHost(void *p) { return outside_captures(unpin, &p, 0); }
 cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned flags) {

@@ -145,11 +145,16 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
 /* The stream that this thread captures, and whether something was done that ends the capture. */
 static _Thread_local cudaStream_t captured;
 static _Thread_local bool invalid;
+static _Thread_local enum cudaStreamCaptureMode capture_mode;
 
 cudaError_t lm_emulated_uncaptured(void) {
   if (!captured) return cudaSuccess;
   invalid = true;
   return lm_emulated_error(cudaErrorStreamCaptureUnsupported);
+}
+
+cudaError_t lm_emulated_safe(void) {
+  return capture_mode == cudaStreamCaptureModeRelaxed ? cudaSuccess : lm_emulated_uncaptured();
 }
 
 /* A wait for the device, where none may be. */
@@ -247,7 +252,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return lm_emulated_error(sticky);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const cudaError_t error = lm_emulated_uncaptured();
+  const cudaError_t error = event->captured ? lm_emulated_uncaptured() : lm_emulated_safe();
   if (error) return error;
   return lm_emulated_error(event->captured ? cudaErrorInvalidValue : sticky);
 }
@@ -278,11 +283,11 @@ bool lm_emulated_capture(cudaStream_t stream, cudaError_t (*run)(const void *),
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
-  (void)mode;
   if (sticky) return sticky;
   if (!stream || stream->capturing || captured) return lm_emulated_error(cudaErrorInvalidValue);
   stream->capturing = calloc(1, sizeof *stream->capturing);
   captured = stream;
+  capture_mode = mode;
   invalid = false;
   return cudaSuccess;
 }

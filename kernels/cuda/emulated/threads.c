@@ -195,6 +195,7 @@ static void wait_here(const char *what, unsigned mask) {
 }
 
 static void open_barrier(lane *but) {
+  lm_emulated_now.barriers++;
   now.at_barrier = 0;
   now.any_result = now.any;
   now.any = 0;
@@ -290,7 +291,11 @@ void lm_emulated_leave(const void *slots) {
 
 void lm_emulated_meet(const char *op, unsigned mask) {
   const char nothing = 0;
-  lm_emulated_leave(lm_emulated_exchange(op, mask, &nothing, sizeof nothing));
+  const void *slots = lm_emulated_exchange(op, mask, &nothing, sizeof nothing);
+  const meeting *m = (const meeting *)((const char *)slots - offsetof(meeting, slots));
+  if (m->left == 0 && strcmp(op, "__syncwarp") == 0) /* the first to go on: all have come */
+    lm_emulated_now.warp_barriers[lm_emulated_self->linear / 32]++;
+  lm_emulated_leave(slots);
 }
 
 /* ---- copies that arrive later ---- */
@@ -300,6 +305,8 @@ void lm_emulated_copy_later(void *to, const void *from, size_t bytes, size_t fro
   if ((uintptr_t)to % bytes || (from_bytes && (uintptr_t)from % bytes))
     lm_emulated_fail("an asynchronous copy of %zu bytes from %p to %p is not aligned", bytes, from,
                      to);
+  lm_emulated_access(to, bytes, true);
+  if (from_bytes) lm_emulated_access(from, from_bytes, false);
   if (now.reversed) { /* the other extreme: it arrives at once, and what lay there is gone */
     memcpy(to, from, from_bytes);
     memset((char *)to + from_bytes, 0, bytes - from_bytes);
@@ -323,6 +330,7 @@ void lm_emulated_wait_copies(int all_but) {
       me->copies[kept++] = c;
       continue;
     }
+    lm_emulated_access(c.to, c.bytes, true);
     memcpy(c.to, c.from, c.from_bytes);
     memset((char *)c.to + c.from_bytes, 0, c.bytes - c.from_bytes);
     me->unfenced = true;
@@ -340,6 +348,7 @@ static void *shared_pages(void) {
     (void)mprotect(shared_memory + GUARD + SHARED_BYTES, GUARD, PROT_NONE);
     dynamic_end = shared_memory + 2 * GUARD + 2 * SHARED_BYTES;
     (void)mprotect(dynamic_end, GUARD, PROT_NONE);
+    lm_emulated_watch_memory(2 * SHARED_BYTES + 2 * GUARD, 0);
   }
   return shared_memory + GUARD;
 }
@@ -359,9 +368,22 @@ void *lm_emulated_shared(lm_emulated_site *site, size_t bytes, size_t alignment)
   return site->data;
 }
 
+bool lm_emulated_shared_offset(const void *p, size_t *at) {
+  const uintptr_t first = (uintptr_t)shared_memory + GUARD;
+  *at = (uintptr_t)p - first;
+  return shared_memory && (uintptr_t)p >= first && (const char *)p < dynamic_end;
+}
+
 void *lm_emulated_dynamic_shared(void) {
   (void)shared_pages();
   return dynamic_end - (now.dynamic_bytes + 127) / 128 * 128;
+}
+
+const char *lm_emulated_shared_kind(size_t *at) {
+  const char *p = shared_memory + GUARD + *at, *dynamic = lm_emulated_dynamic_shared();
+  if (p < dynamic) return "static";
+  *at = (size_t)(p - dynamic);
+  return "dynamic";
 }
 
 enum { WINDOW = 1 << 18 }; /* of shared addresses; dynamic shared memory ends where it ends */
@@ -378,6 +400,7 @@ const void *lm_emulated_shared_at(uint32_t address, size_t bytes) {
   if (p < dynamic || p + bytes > dynamic_end)
     lm_emulated_fail("shared address %05x is not in the block's %zu bytes", address,
                      now.dynamic_bytes);
+  lm_emulated_access(p, bytes, false);
   return p;
 }
 
@@ -429,6 +452,9 @@ static __attribute__((noinline)) void enter(fiber *f) {
 
 static void run_block(void) {
   now.serial++;
+  lm_emulated_now.block = now.serial;
+  lm_emulated_now.barriers = 0;
+  memset(lm_emulated_now.warp_barriers, 0, sizeof lm_emulated_now.warp_barriers);
   now.begun = now.done = now.at_barrier = 0;
   now.any = now.any_result = 0;
   now.first_ready = now.last_ready = NULL;
@@ -482,14 +508,18 @@ cudaError_t lm_emulated_run(void (*run)(const void *), const void *arguments, lm
   }
   fault_code = cudaSuccess;
   fault[0] = 0;
+  lm_emulated_now.launch++;
+  lm_emulated_watching = true;
   in_kernel = 1;
   for (unsigned long long i = 0; i < blocks && fault_code == cudaSuccess; i++) {
     const unsigned long long b = now.reversed ? blocks - 1 - i : i;
     lm_emulated_grid.index = (lm_emulated_size){
         (unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
+    lm_emulated_now.number = (unsigned)b;
     run_block();
   }
   in_kernel = 0;
+  lm_emulated_watching = false;
   if (fault_code != cudaSuccess) {
     drop_fibers();
     lm_emulated_close_all();
