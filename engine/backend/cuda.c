@@ -169,7 +169,8 @@ int *lm__cuda_skip(void) { return gpu.reporter.taken + 1; }
 
 /* Errors after which the device's context is lost. */
 static bool is_fault(cudaError_t e) {
-  return (e >= cudaErrorIllegalAddress && e <= cudaErrorLaunchFailure) ||
+  return (e >= cudaErrorIllegalAddress && e <= cudaErrorLaunchFailure &&
+          e != cudaErrorLaunchOutOfResources) ||
          e == cudaErrorECCUncorrectable;
 }
 

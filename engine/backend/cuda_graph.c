@@ -19,7 +19,8 @@
  * arrived; it waits in the stream for the launch before it.
  *
  * What is captured goes to a stream of its own, so that tensors that are freed meanwhile, by the
- * garbage collector, are freed as ever. */
+ * garbage collector, are freed as ever: in relaxed mode, since the others count cudaMallocAsync and
+ * cudaFreeAsync on any stream among the calls that end a capture. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -203,7 +204,7 @@ static int start_capture(lm_graph *g) {
   if (!g->memory)
     LM__TRY(lm__cuda_keep("graph", (void **)&g->memory, g->scratch + g->settings_bytes));
   return lm__cuda_check("graph",
-                        cudaStreamBeginCapture(capture_stream, cudaStreamCaptureModeThreadLocal));
+                        cudaStreamBeginCapture(capture_stream, cudaStreamCaptureModeRelaxed));
 }
 
 int lm_graph_begin(lm_graph *g, int *runs) {

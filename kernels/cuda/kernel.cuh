@@ -126,6 +126,8 @@ LM_DEVICE float lm__exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+#elif defined(LM_CUDA_EMULATED)
+  return lm_emulated_exp2(x);
 #else
   return exp2f(x);
 #endif
@@ -203,7 +205,7 @@ template <class T> struct alignas(16) lm__pack {
   enum { size = 16 / sizeof(T) };
   T at[size];
 };
-/* p aligned to 16 bytes. */
+/* p aligned to 16 bytes; stores go to device memory. */
 template <class T> LM_DEVICE lm__pack<T> lm__load_pack(const T *p) {
   const uint4 bits = *reinterpret_cast<const uint4 *>(p);
   lm__pack<T> pack;
@@ -213,7 +215,13 @@ template <class T> LM_DEVICE lm__pack<T> lm__load_pack(const T *p) {
 template <class T> LM_DEVICE void lm__store_pack(T *p, const lm__pack<T> &pack) {
   uint4 bits;
   memcpy(&bits, &pack, sizeof bits);
+#if defined(__CUDA_ARCH__) /* as C++ the compiler may take it apart: seen in mixed dtypes */
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y),
+               "r"(bits.z), "r"(bits.w)
+               : "memory");
+#else
   *reinterpret_cast<uint4 *>(p) = bits;
+#endif
 }
 static inline bool lm__is_aligned(const void *p, size_t bytes = 16) {
   return reinterpret_cast<uintptr_t>(p) % bytes == 0;
