@@ -50,6 +50,17 @@ describe("a library that is loaded late", function()
     assert.equal("none", (find("HOME=" .. command.quote(folder .. "/user"), "libfake.so.7", "cu*", "lm_version")))
   end)
 
+  it("is found in the environment that PATH's python3 leads to, though it is not activated", function()
+    local there = put("deep/venv/lib/python3.12/site-packages/nvidia/cu13/lib/libdeep.so.1")
+    assert.equal(0, os.execute(("cd %s && mkdir -p bin deep/venv/bin other && ln -s ../deep/python3 bin/python3 && "
+      .. "ln -s $PWD/deep/venv/bin/python3 deep/python3 && ln -s /bin/sh deep/venv/bin/python3"):format(
+      command.quote(folder))))
+    for path, want in pairs { ["other:" .. folder .. "/bin"] = there, ["/nonexistent:"] = "none" } do
+      assert.equal(want, (find(("PATH=%s:/usr/bin:/bin "):format(command.quote(path)), "libdeep.so.1", "cu*",
+        "lm_version")))
+    end
+  end)
+
   it("is not taken without its functions: another one is looked for", function()
     local venv = put("venv/lib/python3.12/site-packages/nvidia/fake/lib/libother.so.1")
     local home = folder .. "/broken/lib64"

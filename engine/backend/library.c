@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef bool (*take_fn)(void *library);
 
@@ -55,6 +56,34 @@ static bool in_python(const char *root, const lm__library *l, take_fn take) {
   return false;
 }
 
+/* Where a python3 of PATH leads to, link after link: an environment that is not activated. */
+static bool in_pythons_of_path(const lm__library *l, take_fn take) {
+  const char *path = getenv("PATH");
+  char at[1024], to[1024];
+  for (const char *end; path && *path; path = *end ? end + 1 : end) {
+    end = strchrnul(path, ':');
+    int length = snprintf(at, sizeof at, "%.*s/python3", (int)(end - path), path);
+    for (int links = 0; links < 8 && length > 0 && (size_t)length < sizeof at; links++) {
+      if (access(at, X_OK) != 0) break;
+      char root[1024];
+      (void)snprintf(root, sizeof root, "%s", at);
+      for (int up = 0; up < 2 && strrchr(root, '/'); up++) *strrchr(root, '/') = 0;
+      if (in_python(root, l, take)) return true;
+      const ssize_t n = readlink(at, to, sizeof to - 1);
+      if (n <= 0) break;
+      to[n] = 0;
+      if (*to != '/') { /* beside the link */
+        *(strrchr(at, '/') + 1) = 0;
+        (void)snprintf(root, sizeof root, "%s", at);
+        length = snprintf(at, sizeof at, "%s%s", root, to);
+      } else {
+        length = snprintf(at, sizeof at, "%s", to);
+      }
+    }
+  }
+  return false;
+}
+
 bool lm__library_load(const lm__library *l, take_fn take) {
   const char *const own = getenv(l->variable), *const home = getenv("HOME");
   char user[1024] = "";
@@ -62,9 +91,9 @@ bool lm__library_load(const lm__library *l, take_fn take) {
   if (home) (void)snprintf(user, sizeof user, "%s/.local", home);
   return load_from(l->file, take) || in_toolkit(getenv("CUDA_HOME"), l, take) ||
          in_toolkit(getenv("CUDA_PATH"), l, take) || in_python(getenv("VIRTUAL_ENV"), l, take) ||
-         in_python(getenv("CONDA_PREFIX"), l, take) || in_toolkit("/usr/local/cuda", l, take) ||
-         in_toolkit("/usr/local/cuda-*", l, take) || in_python(user, l, take) ||
-         in_python("/usr/local", l, take) || in_python("/usr", l, take);
+         in_python(getenv("CONDA_PREFIX"), l, take) || in_pythons_of_path(l, take) ||
+         in_toolkit("/usr/local/cuda", l, take) || in_toolkit("/usr/local/cuda-*", l, take) ||
+         in_python(user, l, take) || in_python("/usr/local", l, take) || in_python("/usr", l, take);
 }
 
 bool lm__library_function(void *library, const char *name, void *pointer) {

@@ -14,7 +14,8 @@ typedef struct lm__library {
 
 /* Load the first one that take(library) accepts: it looks its functions up. In turn: the file that
  * the variable names; what the loader finds; CUDA_HOME, CUDA_PATH, VIRTUAL_ENV, CONDA_PREFIX;
- * /usr/local/cuda; Python's packages of the user and the system. */
+ * the environments of PATH's python3; /usr/local/cuda; Python's packages of the user and the
+ * system. */
 bool lm__library_load(const lm__library *library, bool (*take)(void *library));
 
 /* *pointer, a pointer to a function, = the library's function; false where it has none. */
