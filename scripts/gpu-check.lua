@@ -1,6 +1,7 @@
 --- What scripts/gpu-check does, in the order that matters most if time runs out, and the JSON it writes:
--- bench/results/gpu-DEVICE-DATE.json with { gpu, driver, specs, sanitizer, determinism, cpu_start, bench, peers,
--- ratios, seconds, skipped }. The exit code is 0 if all that ran is as it should be.
+-- bench/results/gpu-DEVICE-DATE.json with { gpu, driver, specs, sanitizer, determinism, first_step, cpu_start, bench,
+-- peers, ratios, seconds, skipped }. It is written anew after each part, and beside it, to the same name with .log, all
+-- that the commands printed. The exit code is 0 if all that ran is as it should be.
 local lm = require "lumuon"
 local lib = require "lumuon.lib"
 local clock = require "lumuon.clock"
@@ -34,12 +35,39 @@ end
 
 local function left() return 60 * o.minutes - (clock() - begun) end
 
+local device = lib.C.lm_device_available(C.LM_CUDA) == 1 and ffi.string(C.lm_cuda_info())
+if not device then
+  io.stderr:write("gpu-check: ", ffi.string(C.lm_cuda_problem()), "\n")
+  os.exit(1)
+end
+result.gpu, result.date = device, os.date("!%Y-%m-%d")
+local base = ("%s/gpu-%s-%s"):format(o.out, device:match("^[^,]+"):lower():gsub("[^%w]+", "-"), result.date)
+os.execute("mkdir -p " .. quoted(o.out))
+local log = assert(io.open(base .. ".log", "w"))
+
+local function save()
+  result.seconds.all = clock() - begun
+  result.failures = failures
+  report.save(base .. ".json", result)
+end
+
 --- Run a command for at most `most` seconds: its exit code and all it printed.
 local function shell(command, most)
-  local path = folder .. "/said"
-  os.execute(("timeout %d sh -c %s >%s 2>&1; echo $? >%s/code"):format(math.max(1, math.min(most, left())),
+  local path, at = folder .. "/said", clock()
+  os.execute(("timeout -k 5 %d sh -c %s >%s 2>&1; echo $? >%s/code"):format(math.max(1, math.min(most, left())),
     quoted(command), path, folder))
-  return tonumber(read(folder .. "/code")) or -1, read(path)
+  local code, text = tonumber(read(folder .. "/code")) or -1, read(path)
+  log:write(("==== %s\n%s\n==== exit code %d after %.1f s\n\n"):format(command, text, code, clock() - at))
+  log:flush()
+  return code, text
+end
+
+--- What is not ours, with the libraries of the system in place of the bundle's.
+local function foreign(command)
+  local libraries = os.getenv("GPU_CHECK_LIBRARIES")
+  if not libraries then return command end
+  return ("env %s %s"):format(libraries == "" and "-u LD_LIBRARY_PATH" or "LD_LIBRARY_PATH=" .. quoted(libraries),
+    command)
 end
 
 local function has(program) return (shell("command -v " .. quoted(program), 10)) == 0 end
@@ -69,6 +97,7 @@ local function part(name, need, f)
   result[name] = figures
   print(("%-24s %6.1f s  %s"):format(name, result.seconds[name], text or ""))
   io.stdout:flush()
+  save()
 end
 
 local function expect(condition, ...)
@@ -81,12 +110,26 @@ local TRAIN = "run recipes/fortune.lua --device=cuda --data=README.md --n_layer=
 
 -- ---- parts ---------------------------------------------------------------------------------------------------
 
+--- Each table of specs in a process of its own, told by the op: a kernel's fault ends the GPU for its process.
+local function specs_one_by_one()
+  local tables = {}
+  for table_name in read("spec/gpu_spec.lua"):match("TABLES = (%b{})"):gmatch('"([%w_]+)"') do
+    local code, text = shell(("LUMUON_CUDA_SYNC=1 %s test --tags=gpu --filter=%s spec/gpu_spec.lua"):format(lumuon,
+      quoted("#gpu: " .. table_name .. " ")), 40)
+    tables[table_name] = code == 0 and "passed" or text:match("a kernel faulted[^\n]*") or ("exit code %d"):format(code)
+  end
+  return tables
+end
+
 local function specs()
   local code, text = shell(("%s test --tags=gpu spec/gpu_spec.lua spec/gpu_machine_spec.lua"):format(lumuon), 150)
   local passed, failed = text:match("(%d+) passed, (%d+) failed")
-  expect(code == 0 and passed, "specs: exit code %d\n%s", code, last_lines(text, 40))
-  return { passed = tonumber(passed), failed = tonumber(failed), exit_code = code },
-    ("%s passed, %s failed"):format(passed or "?", failed or "?")
+  local figures = { passed = tonumber(passed), failed = tonumber(failed), exit_code = code }
+  if not expect(code == 0 and passed, "specs: exit code %d\n%s", code, last_lines(text, 40))
+    and (not passed or text:find("cannot be used any more", 1, true)) then
+    figures.tables = specs_one_by_one()
+  end
+  return figures, ("%s passed, %s failed"):format(passed or "?", failed or "?")
 end
 
 local function losses(path)
@@ -100,13 +143,33 @@ local function determinism()
   local runs = {}
   for i = 1, 2 do
     local code, text = shell(("%s %s --steps=20 --dtype=bf16 --out=%s/run%d"):format(lumuon, TRAIN, folder, i), 60)
-    if code ~= 0 then error(("training: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
+    if code ~= 0 then
+      local _, named = shell(("LUMUON_CUDA_SYNC=1 %s %s --steps=1 --dtype=bf16"):format(lumuon, TRAIN), 60)
+      error(("training: exit code %d\n%s\nwaiting after each op:\n%s"):format(code, last_lines(text, 12),
+        last_lines(named, 6)), 0)
+    end
     runs[i] = losses(folder .. "/run" .. i)
   end
   local same = #runs[1] == 20 and table.concat(runs[1], " ") == table.concat(runs[2], " ")
   expect(same, "determinism: two runs differ")
   return { same = same, steps = #runs[1], first_loss = tonumber(runs[1][1]), last_loss = tonumber(runs[1][20]) },
     same and "two runs are the same" or "TWO RUNS DIFFER"
+end
+
+--- From the start of the command to the end of the first training step, of a GPT as the benchmarks train it.
+local function first_step()
+  local path = folder .. "/first.lua"
+  local file = assert(io.open(path, "w"))
+  file:write(([[
+    local run = require("lumuon.bench.session").open("d%d", { "--device=cuda", "--dtype=bf16", "--sequence_len=%d",
+      "--batch_size=%d", "--vocab_size=%d" })
+    print("loss", run.train_step())]]):format(unpack(o.quick and { 2, 64, 2, 256 } or { 12, 1024, 32, 32768 })))
+  file:close()
+  local at = clock()
+  local code, text = shell(("%s run %s"):format(lumuon, quoted(path)), 60)
+  local seconds = clock() - at
+  if code ~= 0 then error(("the first step: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
+  return { seconds = seconds, loss = tonumber(text:match("loss%s+(%S+)")) }, ("after %.2f s"):format(seconds)
 end
 
 --- The binary trains on the CPU where there is no GPU to be seen.
@@ -119,16 +182,32 @@ end
 
 local function sanitizer()
   if o.quick then return nil, "not in --quick" end
-  local found = {}
+  local found, said = {}, {}
   local program = has("compute-sanitizer") and "compute-sanitizer" or "/usr/local/cuda/bin/compute-sanitizer"
   if not has(program) then return nil, "compute-sanitizer is not installed" end
-  for _, tool in ipairs { "memcheck", "racecheck" } do
-    local code, text = shell(("%s --tool %s --error-exitcode 99 %s %s --steps=1 --dtype=bf16"):format(program, tool,
-      lumuon, TRAIN), tool == "memcheck" and 90 or 120)
-    found[tool] = { exit_code = code, summary = text:match("=+ (%u[%u ]+SUMMARY: [^\n]+)") or last_lines(text, 4) }
-    expect(code == 0, "%s: exit code %d\n%s", tool, code, last_lines(text, 30))
+  local training = TRAIN .. "--steps=1 --dtype=bf16"
+  local function symmetric(kernel) return ("test --tags=gpu --filter=%s spec/gpu_spec.lua"):format(quoted(kernel)) end
+  for _, case in ipairs { { "memcheck", "memcheck", training, 90 }, { "racecheck", "racecheck", training, 120 },
+    { "memcheck of symmetric products", "memcheck", symmetric("#gpu: symmetric "), 60 },
+    { "racecheck of symmetric products", "racecheck", symmetric("#gpu: symmetric "), 60 } } do
+    local what, tool, command, most = unpack(case)
+    if left() < 15 then
+      found[what] = { skipped = "no time" }
+    else
+      local options = tool == "memcheck" and "--report-api-errors no " or "" -- libraries try what is not there
+      local code, text = shell(("%s --tool %s %s--error-exitcode 99 %s %s"):format(program, tool, options, lumuon,
+        command), most)
+      local summary = text:match("=+ (%u[%u ]+SUMMARY: [^\n]+)")
+      if code == 124 and not summary then -- out of time: nothing is known
+        found[what] = { skipped = ("not done after %d s"):format(most) }
+      else
+        found[what] = { exit_code = code, summary = summary or last_lines(text, 4) }
+        expect(code == 0, "%s: exit code %d\n%s", what, code, last_lines(text, 30))
+      end
+    end
+    said[#said + 1] = what .. ": " .. (found[what].summary or found[what].skipped)
   end
-  return found, ("memcheck: %s; racecheck: %s"):format(found.memcheck.summary, found.racecheck.summary)
+  return found, table.concat(said, "; ")
 end
 
 --- JSON as Lua, for files that our own programs wrote: lists, objects, numbers, strings, true, false, null.
@@ -184,17 +263,23 @@ local QUICK = " --depths=2 --train_depth=2 --sequence_lens=64 --batch_tokens=128
 
 local function bench()
   local code, text = shell(("%s bench gpu --json=%s/bench.json%s"):format(lumuon, folder, o.quick and QUICK or ""), 180)
-  if code ~= 0 then error(("bench gpu: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
+  local figures = read(folder .. "/bench.json") -- written after each figure
+  if figures == "" then error(("bench gpu: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
+  expect(code == 0, "bench gpu: exit code %d\n%s", code, last_lines(text, 12))
   print((text:gsub("[^\n]+", "    %0")))
-  return decode(read(folder .. "/bench.json"))
+  return decode(figures)
 end
 
 local function peers()
   if o.nanochat == "" then return nil, "no --nanochat=FOLDER was given" end
-  local code, text = shell(("%s bench/peers/gpu.py --nanochat=%s --json=%s/peers.json"):format(quoted(o.python),
-    quoted(o.nanochat), folder), 240)
-  if code ~= 0 then error(("bench/peers/gpu.py: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
-  return decode(read(folder .. "/peers.json"))
+  local code, text = shell(foreign(("%s bench/peers/gpu.py --nanochat=%s --json=%s/peers.json"):format(quoted(o.python),
+    quoted(o.nanochat), folder)), 240)
+  local figures = read(folder .. "/peers.json") -- written after each figure
+  if figures == "" then error(("bench/peers/gpu.py: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
+  figures = decode(figures)
+  figures.exit_code = code
+  expect(code == 0 or code == 124, "bench/peers/gpu.py: exit code %d\n%s", code, last_lines(text, 12))
+  return figures, code == 0 and "" or code == 124 and "out of time, with some figures" or "failed, with some figures"
 end
 
 --- How many times faster than the peers.
@@ -209,6 +294,7 @@ local function ratios()
     put("training_" .. row.sequence_len, peer.ms, row.ms)
     put("first_step_" .. row.sequence_len, peer.first_step_s, row.first_step_s)
   end
+  put("first_step_from_start", (p.training_1024 or {}).from_start_s, (result.first_step or {}).seconds)
   put("adamw", (p.adamw_fused or {}).ms, (b.adamw or {}).ms)
   local text = {}
   for name, x in pairs(list) do text[#text + 1] = ("%s %.2fx"):format(name, x) end
@@ -218,31 +304,24 @@ end
 
 -- ---- all of it -----------------------------------------------------------------------------------------------
 
-if lib.C.lm_device_available(C.LM_CUDA) == 0 then
-  io.stderr:write("gpu-check: ", ffi.string(C.lm_cuda_problem()), "\n")
-  os.exit(1)
-end
-result.gpu = ffi.string(C.lm_cuda_info())
-result.date = os.date("!%Y-%m-%d")
 result.machine = report.machine()
-local _, driver = shell("nvidia-smi --query-gpu=driver_version,clocks.max.sm,power.limit --format=csv,noheader", 20)
+local _, driver = shell(foreign("nvidia-smi --query-gpu=driver_version,clocks.max.sm,power.limit "
+  .. "--format=csv,noheader"), 20)
 result.driver = driver:match("^[^\n]*")
 print(result.gpu)
 
 part("specs", 5, specs)
 part("determinism", 10, determinism)
+part("first_step", 5, first_step)
 part("cpu_start", 5, cpu_start)
 part("bench", 20, bench)
 part("peers", 30, peers)
 part("ratios", 0, ratios)
 part("sanitizer", 20, sanitizer)
 
-local name = ("%s/gpu-%s-%s.json"):format(o.out, result.gpu:match("^[^,]+"):lower():gsub("[^%w]+", "-"), result.date)
-os.execute("mkdir -p " .. quoted(o.out))
-result.seconds.all = clock() - begun
-result.failures = failures
-report.save(name, result)
+save()
+log:close()
 os.execute("rm -rf " .. quoted(folder))
-print(("\n%s  (%.0f s)"):format(name, result.seconds.all))
+print(("\n%s.json and .log  (%.0f s)"):format(base, result.seconds.all))
 for _, failure in ipairs(failures) do print("NOT AS IT SHOULD BE: " .. failure) end
 os.exit(#failures == 0 and 0 or 1)

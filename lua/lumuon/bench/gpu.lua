@@ -159,19 +159,25 @@ end
 
 -- ---- all of it -----------------------------------------------------------------------------------------------
 
---- @param args of the command line; returns the exit code
+--- What is known is written after each figure: a later one may fail.
+-- @param args of the command line; returns the exit code
 function M.run(args)
   local o = options(own, args, "bench gpu")
   lib.device_code("cuda") -- or an error that says why there is none
   local f = { bench = "gpu", machine = report.machine(), gpu = ffi.string(C.lm_cuda_info()), scale = o.scale }
   print(f.gpu)
-  f.limits = measure_limits(o)
+  report.check(o.json)
+  local function put(name, value)
+    f[name] = value
+    report.save(o.json, f)
+  end
+  put("limits", measure_limits(o))
   print(("copy %.0f GB/s; a bf16 product of %d: %.1f TFLOP/s"):format(f.limits.copy_gb_per_s, o.product,
     f.limits.product_tflop_per_s))
-  f.adamw = measure_adamw(o, f.limits)
+  put("adamw", measure_adamw(o, f.limits))
   print(("AdamW, %.0f parameters in f32: %.3f ms, %.0f GB/s, %.0f%% of the copy"):format(f.adamw.parameters, f.adamw.ms,
     f.adamw.gb_per_s, 100 * f.adamw.share_of_copy))
-  f.polar_express = measure_polar(o, f.limits)
+  put("polar_express", measure_polar(o, f.limits))
   for _, row in ipairs(f.polar_express) do
     print(("Polar Express, %-10s %-16s %8.3f ms  %6.1f TFLOP/s as written, %.0f%% of the product; %s"):format(row.name,
       table.concat(row.shape, " x "), row.ms, row.tflop_per_s, 100 * row.share_of_product, row.path))
@@ -179,16 +185,17 @@ function M.run(args)
   f.optimizer, f.training = {}, {}
   for i, depth in ipairs(numbers("depths", o.depths)) do
     f.optimizer[i] = measure_step(o, depth)
+    put("optimizer", f.optimizer)
     print(("optimizer step, d%d: %.2f ms; as a graph %.2f ms"):format(depth, f.optimizer[i].ms,
       f.optimizer[i].graph_ms))
   end
   for i, length in ipairs(numbers("sequence_lens", o.sequence_lens)) do
     local row = measure_training(o, length)
     f.training[i] = row
+    put("training", f.training)
     print(("training step, d%d, %d x %d: %.1f ms, %.0f tok/s, %.1f TFLOP/s; first step after %.2f s"):format(row.depth,
       row.rows, length, row.ms, row.tokens_per_second, row.model_tflop_per_s, row.first_step_s))
   end
-  report.save(o.json, f)
   return 0
 end
 
