@@ -148,4 +148,9 @@ for i = opt.steps + 1, steps do
   if last then break end
 end
 log:close()
+local skipped, why = opt:skipped()
+if skipped > 0 and rank == 0 then
+  print(("skipped %d step%s for gradients that were not finite; the last: %s"):format(skipped,
+    skipped > 1 and "s" or "", why))
+end
 return session

@@ -1,5 +1,6 @@
 -- recipes/nanochat.lua and checkpoints: a run that was cut in two ends where one that was not ends.
 local lm = require "lumuon"
+local command = dofile("spec/command.lua")
 local files = require "spec.support.files"
 local recipe = require "spec.support.recipe"
 
@@ -40,6 +41,16 @@ describe("recipes/nanochat.lua", function()
     assert.equal(3, b.opt.steps)
     for i = 3, 5 do assert.equal(a.train_step(i), (b.train_step(i))) end
     same_weights(a, b)
+  end)
+
+  it("says at its end how many steps were skipped for gradients that are not finite", function()
+    local words = { "run", "recipes/nanochat.lua", "--depth=2", "--batch_tokens=128", "--sequence_len=64", "--steps=3",
+      "--eval_tokens=128", "--data=README.md" }
+    assert.is_nil(command.run(words).out:find("skipped", 1, true))
+    words[#words + 1], words[#words + 2] = "--embedding_lr=1e30", "--unembedding_lr=1e30"
+    local r = command.run(words)
+    assert.equal(0, r.code, r.err)
+    assert.matches("\nskipped 2 steps for gradients that were not finite; the last: the gradient of [^\n]+\n$", r.out)
   end)
 
   it("trains on token shards", function()
