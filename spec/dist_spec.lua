@@ -1,9 +1,11 @@
 -- Several processes on one machine: collectives, the sharded optimizer, and what happens when a rank fails.
 -- Workers are in spec/dist; each test launches them with mpirun.
 local lm = require "lumuon"
+local lib = require "lumuon.lib"
 local launch = require "lumuon.launch"
 local command = dofile("spec/command.lua")
 local mpi = dofile("spec/dist/mpi.lua")
+local engine = dofile "spec/support/engine.lua"
 
 --- A test that needs several processes.
 local function with_ranks(name, f)
@@ -445,6 +447,22 @@ describe("recipes/fortune.lua", function()
 end)
 
 describe("bench dist", function()
+  it("refuses a delay past its limit, before any process is waited for", function()
+    for _, delay in ipairs { "1000.001", "1e9", "-0.5", "nan", "inf" } do
+      local r = command.shell(("RANK=0 WORLD_SIZE=2 timeout 20 %s bench dist --scale=16 --delay=%s"):format(
+        command.quote(command.lumuon), delay))
+      assert.equal(2, r.code, r.out .. r.err)
+      assert.truthy(r.err:find("--delay=" .. delay .. ": a number from 0 to 1000 expected", 1, true), r.err)
+    end
+  end)
+
+  it("refuses to slow collectives down by more than a second a byte", function()
+    for _, seconds in ipairs { 1.5, -1, 0 / 0, 1 / 0 } do
+      engine.refuses(lib.C.LM_EINVAL, { "dist_set_delay", "is not in 0..1 seconds a byte" }, lib.C.lm_dist_set_delay,
+        seconds)
+    end
+  end)
+
   for ranks = 2, 4 do
     with_ranks(("shows 1/%d of the state and the least bytes on the wire for the d12 groups"):format(ranks), function()
       local folder = command.folder()

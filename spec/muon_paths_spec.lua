@@ -246,6 +246,39 @@ describe("Muon's paths", function()
     assert.equal(first.rule, tuning.choose(160, 480, "f32").path)
   end)
 
+  it("measures within the memory of a step, whatever the threads", function()
+    lm.set_deterministic(false)
+    local args, out = ffi.new("lm_muon_args"), ffi.new("double[1]")
+    args.polar.ns_steps, args.polar.norm_scale, args.momentum, args.beta2 = 5, 1.02, 0.9, 0.9
+    for i = 0, 14 do args.polar.coefficients[i] = ({ 1.875, -1.25, 0.375 })[i % 3 + 1] end
+    for _, case in ipairs { { 16, 4, 256, 1024 }, { 16, 16, 256, 256 }, { 3, 12, 480, 160 }, { 16, 1, 160, 480 } } do
+      local n, k, rows, cols = unpack(case)
+      C.lm_set_threads(n)
+      local x, g, m = lm.randn(k, rows, cols), lm.randn(k, rows, cols), lm.zeros(k, rows, cols)
+      local second = rows >= cols and lm.zeros(k, rows, 1) or lm.zeros(k, 1, cols)
+      for _, precision in ipairs { "f32", "bf16" } do
+        args.polar.precision = precision == "f32" and C.LM_PRECISION_F32 or C.LM_PRECISION_BF16
+        local most = 0
+        for _, path in pairs(PATHS) do
+          lib.call(C.lm_set_muon_path, path)
+          lib.call(C.lm_muon_scratch, out, C.LM_CPU, k, rows, cols, args.polar.precision)
+          most = math.max(most, out[0])
+        end
+        C.lm_set_muon_path(C.LM_MUON_AUTO)
+        C.lm_set_muon_kernel("auto") -- forgets what was measured
+        lib.collect()
+        C.lm_memory_trim()
+        C.lm_memory_reset_peak()
+        local live = C.lm_memory_live()
+        lib.call(C.lm_muon_step, x.h, g.h, m.h, second.h, args)
+        local taken = C.lm_memory_peak() - live
+        assert.is_table(tuning.choose(rows, cols, precision).ms) -- by that step
+        local what = ("%d threads, %d of %d x %d in %s: %g MB"):format(n, k, rows, cols, precision, taken / 1e6)
+        assert.is_true(taken <= most * 9 / 8, ("%s of %g"):format(what, most / 1e6)) -- blocks come in sizes
+      end
+    end
+  end)
+
   it("tries a measurement that failed for want of memory once, and measures nothing when its table is full", function()
     finally(function()
       lib.call(C.lm_set_memory_limit, 0)

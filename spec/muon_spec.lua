@@ -149,6 +149,58 @@ describe("Muon", function()
     end
   end)
 
+  it("steps the block first that needs most memory beside it: where that is short, nothing is written", function()
+    local deterministic, threads = C.lm_deterministic(), C.lm_threads()
+    finally(function()
+      C.lm_set_deterministic(deterministic)
+      C.lm_set_threads(threads)
+      lib.call(C.lm_set_memory_limit, 0)
+    end)
+    C.lm_set_deterministic(1)
+    C.lm_set_threads(1)
+    local out = ffi.new("double[1]")
+    local function needed(rows, cols)
+      lib.call(C.lm_muon_scratch, out, C.LM_CPU, 1, rows, cols, C.LM_PRECISION_F32)
+      return out[0]
+    end
+    -- the second: what is padded too much is done another way, which takes more
+    for _, case in ipairs { { 128, { 64, 320 }, 320 }, { 96, { 96, 80 }, 80 } } do
+      local cols, blocks, hungriest = unpack(case)
+      local least, most = math.huge, 0
+      for _, rows in ipairs(blocks) do
+        least, most = math.min(least, needed(rows, cols)), math.max(most, needed(rows, cols))
+      end
+      assert.equal(most, needed(hungriest, cols))
+      local opt, params = muon(random_matrices(1, blocks[1] + blocks[2], cols, 21), { blocks = blocks })
+      assert.equal(hungriest, opt.slots[1].parts[1].param:size(2))
+      assert.equal(most, opt.slots[1].scratch)
+      params[1].grad:copy(random_matrices(1, blocks[1] + blocks[2], cols, 22)[1])
+      local before = params[1]:tolist()
+      local function step()
+        lib.collect()
+        C.lm_memory_trim()
+        C.lm_memory_reset_peak()
+        local live = C.lm_memory_live()
+        local ok, message = pcall(opt.step, opt)
+        return C.lm_memory_peak() - live, ok, message
+      end
+      if most > 2 * least then -- blocks of memory come in sizes
+        lib.collect()
+        lib.call(C.lm_set_memory_limit, C.lm_memory_live() + (least + most) / 2)
+        local _, ok, message = step()
+        lib.call(C.lm_set_memory_limit, 0)
+        assert.is_false(ok)
+        assert.truthy(message:find("out of memory", 1, true), message)
+        assert.is_nil(message:find("updates of this step", 1, true), message)
+        assert.same(before, params[1]:tolist())
+        assert.equal(0, opt:state(params[1]).momentum_buffer:norm():item())
+      end
+      local taken, ok = step()
+      assert.is_true(ok)
+      assert.is_true(taken <= most * 9 / 8 + 256, ("%g bytes of %g"):format(taken, most))
+    end
+  end)
+
   it("takes one row, one column, one element, one matrix", function()
     for _, s in ipairs { { 1, 7 }, { 7, 1 }, { 1, 1 }, { 3, 5 } } do
       local opt, params = muon(random_matrices(1, s[1], s[2], 15), head)

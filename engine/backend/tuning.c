@@ -10,7 +10,9 @@
  * path stays unless another takes less than 0.87 of its time: where times differ by less, noise
  * would choose, and two runs would not have the same bits. On the CPU two steps are taken, and say
  * what five take, because the Gram form's runs are of 2, 1 and 2 steps, and a run of one is a step
- * of the halves; a GPU takes five.
+ * of the halves; a GPU takes five. On the CPU the group that is stepped first says how many
+ * matrices are measured at once, but the choice is for any number of them: what a matrix becomes
+ * does not depend on how many are beside it.
  */
 #include "backend/tuning.h"
 
@@ -90,9 +92,10 @@ void lm__muon_forget(void) {
   (void)pthread_mutex_unlock(&lock);
 }
 
-static bool measure_all(lm_muon_choice *c, lm__measure_fn measure) {
-  const int64_t rows = (int64_t)c->rows, cols = (int64_t)c->cols, count = (int64_t)c->count;
+static bool measure_all(lm_muon_choice *c, int64_t group, lm__measure_fn measure) {
+  const int64_t rows = (int64_t)c->rows, cols = (int64_t)c->cols;
   const bool longish = rows >= 2 * cols || cols >= 2 * rows, gpu = c->device == LM_CUDA;
+  const int64_t count = gpu ? (int64_t)c->count : group;
   const int paths = longish ? LM_MUON_PATHS : LM_MUON_GRAM;
   double best[LM_MUON_PATHS] = {0};
   for (int round = 0; round < ROUNDS; round++)
@@ -113,12 +116,13 @@ static bool measure_all(lm_muon_choice *c, lm__measure_fn measure) {
 }
 
 /* Whether the choice is to be remembered. A measurement that failed, for want of memory, would fail
- * at the next step again; one that was interrupted would not. measure: NULL for the rule alone. */
-static bool choose(lm_muon_choice *c, lm__measure_fn measure) {
+ * at the next step again; one that was interrupted would not. group: matrices of the one that asks;
+ * measure: NULL for the rule alone. */
+static bool choose(lm_muon_choice *c, int64_t group, lm__measure_fn measure) {
   const double m = c->rows < c->cols ? c->rows : c->cols, n = c->rows < c->cols ? c->cols : c->rows;
   c->path = c->rule = rule(c->device, (int64_t)c->rows, (int64_t)c->cols);
   if (lm_deterministic() || !measure || m * m * n < WORTH) return false;
-  if (!measure_all(c, measure)) return !lm_interrupted();
+  if (!measure_all(c, group, measure)) return !lm_interrupted();
   c->measured = 1;
   for (int p = LM_MUON_WRITTEN; p < LM_MUON_PATHS; p++)
     if (c->ms[p] > 0 && c->ms[p] < CLEARLY * c->ms[c->rule] && c->ms[p] < c->ms[c->path])
@@ -150,7 +154,7 @@ static bool same_question(const lm_muon_choice *a, const lm_muon_choice *b) {
          a->kernel == b->kernel;
 }
 
-static lm_muon_choice look_up(lm_muon_choice c, lm__measure_fn measure) {
+static lm_muon_choice look_up(lm_muon_choice c, int64_t group, lm__measure_fn measure) {
   (void)pthread_mutex_lock(&lock);
   for (int i = 0; i < known_count; i++)
     if (same_question(&known[i], &c)) {
@@ -159,7 +163,7 @@ static lm_muon_choice look_up(lm_muon_choice c, lm__measure_fn measure) {
       if (lm_deterministic()) c.path = c.rule;
       return c;
     }
-  if (choose(&c, known_count < REMEMBERED ? measure : NULL)) known[known_count++] = c;
+  if (choose(&c, group, known_count < REMEMBERED ? measure : NULL)) known[known_count++] = c;
   (void)pthread_mutex_unlock(&lock);
   return c;
 }
@@ -167,7 +171,7 @@ static lm_muon_choice look_up(lm_muon_choice c, lm__measure_fn measure) {
 int lm__muon_path_for(int device, int64_t count, int64_t rows, int64_t cols, int precision,
                       lm__measure_fn measure) {
   if (path != LM_MUON_AUTO) return path;
-  return look_up(question(device, count, rows, cols, precision), measure).path;
+  return look_up(question(device, count, rows, cols, precision), count, measure).path;
 }
 
 static int check_bank(const char *op, double count, double rows, double cols, int precision) {
@@ -196,6 +200,6 @@ int lm_muon_choose(lm_muon_choice *out, int device, double count, double rows, d
   LM__TRY(check_bank("muon_choose", count, rows, cols, precision));
   LM__OP(backend, muon_measure, device);
   *out = look_up(question(device, (int64_t)count, (int64_t)rows, (int64_t)cols, precision),
-                 backend->muon_measure);
+                 (int64_t)count, backend->muon_measure);
   return LM_OK;
 }

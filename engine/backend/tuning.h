@@ -10,9 +10,10 @@
 extern "C" {
 #endif
 
-/* Seconds a matrix takes for `steps` steps on the given path, `count` matrices of random numbers at
- * once (the CPU decides how many itself); negative where it failed, 0 where there is no such path
- * for the shape. */
+/* Seconds a matrix takes for `steps` steps on the given path, with random numbers; negative where
+ * it failed, 0 where there is no such path for the shape. A GPU takes `count` matrices at once; the
+ * CPU as many as a step of a group of `count` has in work at once, so that a measurement never
+ * takes more memory than a step on that path would. */
 typedef double (*lm__measure_fn)(int64_t count, int64_t rows, int64_t cols, int precision, int path,
                                  int steps);
 /* The path for `count` matrices (rows, cols) on a device. measure: NULL: what is not known goes by

@@ -457,7 +457,7 @@ LM_API int lm_deterministic(void);
  * not measured before. precision: enum lm_precision. */
 typedef struct lm_muon_choice {
   double rows, cols;
-  double count; /* that were multiplied at once to measure: at most 8 on a GPU, 1 on the CPU */
+  double count; /* that the times are for: at most 8 on a GPU, 1 on the CPU */
   int device, precision;
   int threads;              /* of the CPU, else 0 */
   int path, rule;           /* taken; what the fixed rule says */

@@ -28,7 +28,7 @@ typedef struct lm__bank {
   void (*finish)(struct lm__bank *bank, int64_t k, const struct lm__slot *slot);
   void *arg;
   int status;
-  bool alone;           /* one thread works on a matrix; before bank_run: whatever that holds */
+  bool alone;           /* one thread works on a matrix; before bank_run: let it be so */
   lm__storage *scratch; /* of bank_run: the slots */
   int64_t slots, scratch_bytes, operations;
 } lm__bank;
@@ -49,9 +49,9 @@ int LM_KERNEL(bank_run)(lm__bank *bank);
 /* What the bank's run did, for lm_muon_last: bytes read and written outside the products. */
 void LM_KERNEL(bank_report)(const lm__bank *bank, double bytes, int64_t more_scratch);
 
-/* lm_polar_express on a given path. alone: a thread a matrix, whatever that holds. */
-int LM_KERNEL(polar_on_path)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args,
-                             int path, bool alone);
+/* Matrices that bank_run would have in work at once, a thread each; 1: all threads on one. */
+int64_t LM_KERNEL(bank_at_once)(int64_t count, int64_t rows, int64_t cols,
+                                const lm_polar_args *polar, int path);
 
 /* All steps on matrix k of the bank, in place, as written. */
 int LM_KERNEL(polar_iterate)(lm__bank *bank, int64_t k, const lm__slot *slot);

@@ -144,6 +144,14 @@ static void deal(lm__bank *bank) {
   bank->scratch_bytes = bank->slots * slot_bytes(bank);
 }
 
+int64_t LM_KERNEL(bank_at_once)(int64_t count, int64_t rows, int64_t cols,
+                                const lm_polar_args *polar, int path) {
+  lm__bank bank;
+  describe(&bank, count, rows, cols, polar, path);
+  deal(&bank);
+  return bank.slots;
+}
+
 int LM_KERNEL(bank_run)(lm__bank *bank) {
   deal(bank);
   LM__TRY(lm__storage_new(&bank->scratch, (size_t)bank->scratch_bytes, LM_CPU));
@@ -246,16 +254,11 @@ static void range_out(int64_t begin, int64_t end, void *arg) {
 
 int LM_KERNEL(polar_express)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args) {
   if (lm__numel(in) == 0) return LM_OK;
-  const int path = lm__muon_path_for(LM_CPU, in->shape[0], in->shape[1], in->shape[2],
-                                     args->precision, LM_KERNEL(muon_measure));
-  return LM_KERNEL(polar_on_path)(out, in, args, path, false);
-}
-
-int LM_KERNEL(polar_on_path)(lm_tensor *out, const lm_tensor *in, const lm_polar_args *args,
-                             int path, bool alone) {
+  const int64_t count = in->shape[0], rows = in->shape[1], cols = in->shape[2];
+  const int path =
+      lm__muon_path_for(LM_CPU, count, rows, cols, args->precision, LM_KERNEL(muon_measure));
   lm__bank bank;
-  LM__TRY(LM_KERNEL(bank_new)(&bank, in->shape[0], in->shape[1], in->shape[2], args, path));
-  bank.alone = alone;
+  LM__TRY(LM_KERNEL(bank_new)(&bank, count, rows, cols, args, path));
   bank.prepare = normalise;
   bank.arg = (void *)(uintptr_t)in;
   const int status = LM_KERNEL(bank_run)(&bank);

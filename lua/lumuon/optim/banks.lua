@@ -145,22 +145,22 @@ local function muon_parts(slot, rows, cols)
       row, at = row + n, at + size
     end
   end
-  -- pieces of most rows, which take most memory, first: where it is short, nothing of the group has been written
-  table.sort(parts, function(a, b) return a.param:size(2) > b.param:size(2) end)
   return parts
 end
 
---- Bytes that the hungriest of a Muon group's engine calls takes beside its tensors.
-local function muon_scratch(slot)
-  local bytes, out, device = 0, ffi.new("double[1]"), lib.device_code(slot.like.device)
+--- Put the hungriest of a Muon group's engine calls first: where memory is short, nothing of the group has been
+-- written. Returns the bytes that it takes beside its tensors.
+local function hungriest_first(slot)
+  local bytes, out, device = {}, ffi.new("double[1]"), lib.device_code(slot.like.device)
   local precision = slot.group.precision == "bf16" and C.LM_PRECISION_BF16 or C.LM_PRECISION_F32
   for _, part in ipairs(slot.parts) do
     local count, rows, cols = unpack(part.param:size())
     out[0] = 0
     if count * rows * cols > 0 then lib.call(C.lm_muon_scratch, out, device, count, rows, cols, precision) end
-    bytes = math.max(bytes, out[0])
+    bytes[part] = out[0]
   end
-  return bytes
+  table.sort(slot.parts, function(a, b) return bytes[a] > bytes[b] end)
+  return bytes[slot.parts[1]] or 0
 end
 
 --- Move a Muon group's parameters and gradients into banks and make the moments. deal: see `whole`.
@@ -180,7 +180,7 @@ function banks.muon(slot, deal)
   for k, j in ipairs(deal.own) do slot.state[j].momentum_buffer = slot.momentum:select(1, k) end
   slot.parts = muon_parts(slot, rows, cols)
   slot.args = ffi.new("lm_muon_args")
-  slot.scratch = muon_scratch(slot)
+  slot.scratch = hungriest_first(slot)
 end
 
 --- Move every parameter and its gradient to the two views that place(j) returns, for good. A parameter whose
