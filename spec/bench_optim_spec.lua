@@ -64,13 +64,16 @@ describe("lumuon bench optim", function()
       "x0_lambdas" }, names)
     assert.is_true(math.abs(sum - figures.total_ms) < 1e-6 * sum)
     assert.equal(28 * 32768 * 128, figures.groups[5].bytes)
-    local limit = math.max(figures.limits.copy_gb_per_s, figures.limits.in_place_gb_per_s)
     local row = figures.groups[5]
-    assert.is_true(math.abs(row.bytes / row.ms / 1e6 / limit / row.limit_share - 1) < 1e-6)
+    local rate, memory = row.bytes / row.ms / 1e6, row.memory
+    local limit = math.max(memory.copy_gb_per_s, memory.in_place_gb_per_s)
+    assert.is_true(math.abs(rate / limit / row.limit_share - 1) < 1e-6)
+    assert.is_true(math.abs(rate / memory.copy_gb_per_s / row.copy_share - 1) < 1e-6)
+    assert.is_true(figures.limits.samples >= 5 * 7) -- of memory: before each step of five groups, at the least
     for _, extra in ipairs(figures.extra.groups) do check_row(extra) end
     assert.equal(14, figures.extra.groups[1].bytes_per_parameter) -- the embedding in bf16
     assert.same({ 1000, 1000 }, figures.extra.groups[2].shape)
-    local memory = figures.memory -- 12 bytes a number of matrices and their second momenta, 16 of the others
+    memory = figures.memory -- 12 bytes a number of matrices and their second momenta, 16 of the others
     local muon = 128 * 128 * (4 + 4 + 4) + 32
     assert.equal(12 * muon + 4 * (4 * 128 + 512 + 512 + 32) + 16 * (3 * 32768 * 128 + 2), memory.live_bytes)
     assert.equal(memory.live_bytes + 1.5 * 2 * 4 * 128 * 128, memory.bound_bytes)

@@ -12,9 +12,12 @@ describe("the limit of products", function()
   it("is what the best instructions of this CPU do", function()
     local features = ffi.string(C.lm_cpu_features())
     local f32, name = peak(C.LM_PRECISION_F32)
+    local bf16, name16 = peak(C.LM_PRECISION_BF16)
+    for _ = 1, 2 do -- in turns, the best of each: what else the machine does slows both
+      f32, bf16 = math.max(f32, (peak(C.LM_PRECISION_F32))), math.max(bf16, (peak(C.LM_PRECISION_BF16)))
+    end
     assert.is_true(f32 > 1e9 and f32 < 1e16)
     if features:find("avx512f", 1, true) then assert.equal("avx512", name) end
-    local bf16, name16 = peak(C.LM_PRECISION_BF16)
     if features:find("avx512_bf16", 1, true) or features:find("amx_bf16", 1, true) then
       assert.truthy(name16 == "avx512_bf16" or name16 == "amx_bf16", name16)
       assert.is_true(bf16 > 1.2 * f32) -- twice on a quiet machine, more with tiles
@@ -26,13 +29,14 @@ describe("the limit of products", function()
   it("is no less than what a product reaches", function()
     local n = 512
     local a, out = engine.tensor("f32", { n, n }, 1), engine.box(engine.tensor("f32", { n, n }, 0))
-    local clock, best = require "lumuon.clock", math.huge
-    for _ = 1, 5 do
+    local clock, best, limit = require "lumuon.clock", math.huge, 0
+    for _ = 1, 5 do -- in turns: what else the machine does slows both
+      limit = math.max(limit, (peak(C.LM_PRECISION_F32)))
       local begun = clock()
       lib.call(C.lm_matmul, out, a, a, 1, 0)
       best = math.min(best, clock() - begun)
     end
-    assert.is_true(2 * n ^ 3 / best < 1.5 * peak(C.LM_PRECISION_F32))
+    assert.is_true(2 * n ^ 3 / best < 1.5 * limit)
   end)
 
   it("is refused for what is no precision", function()

@@ -49,6 +49,7 @@ local function peer_row(group, seconds, cost)
   row.path = "as written"
   row.bytes = group.kind == "adamw" and cost.bytes or 0 / 0 -- what Muon's stages move there is not known
   row.operations = cost.operations_as_written or cost.operations
+  row.memory = cost.memory
   return row
 end
 
@@ -61,10 +62,11 @@ end
 
 -- ---- times ---------------------------------------------------------------------------------------------------
 
---- Seconds of group i's step, of ours and of each peer's.
-local function time_group(ours, server, i, runs)
+--- Seconds of group i's step, of ours and of each peer's; the memory's limits are sampled before each of AdamW's.
+local function time_group(ours, server, i, runs, limit)
   local seconds = { ours = {}, nanochat = {}, torch = {} }
   for r = 1 - WARM, runs do
+    if ours.groups[i].kind == "adamw" then limit:sample_memory() end
     seconds.ours[r] = ours:time(i)
     for _, peer in ipairs(server and PEERS or {}) do
       local ms = server:number(peer.key, i - 1)
@@ -80,10 +82,12 @@ end
 local function time_groups(ours, server, groups, runs, limit)
   local rows = { ours = {}, nanochat = {}, torch = {} }
   for i, group in ipairs(groups) do
+    local sampled = #limit.copies
     limit:sample()
-    local seconds = time_group(ours, server, i, runs)
+    local seconds = time_group(ours, server, i, runs, limit)
     local cost = ours:cost(i)
     limit:sample()
+    if group.kind == "adamw" then cost.memory = limit:memory(sampled) end
     rows.ours[i] = own_row(group, seconds.ours, cost)
     for _, peer in ipairs(PEERS) do
       local own = seconds[peer.key]

@@ -1,7 +1,8 @@
 --- What this machine can do at most, measured in the run whose figures are compared with it.
 --
--- A machine's speed drifts with what else runs on it, so limits are sampled all through a run: between the
--- groups it measures.
+-- A machine's speed drifts with what else runs on it, that of its memory by a half and more within seconds where its
+-- host is shared. So limits are sampled all through a run: those of products between the groups that it measures, those
+-- of memory also between the steps of each AdamW group.
 local lib = require "lumuon.lib"
 local tensor = require "lumuon.tensor"
 local report = require "lumuon.bench.report"
@@ -24,8 +25,8 @@ local function new(precision)
   return self
 end
 
---- Measure each once more: some 40 ms.
-function Limits:sample()
+--- Measure the memory's limits once more: some 20 ms.
+function Limits:sample_memory()
   local begun = clock()
   call(C.lm_copy, self.to.h, self.from.h)
   local copied = clock()
@@ -33,17 +34,29 @@ function Limits:sample()
   local scaled = clock()
   table.insert(self.copies, copied - begun)
   table.insert(self.scalings, scaled - copied)
+end
+
+--- Measure each once more: some 40 ms.
+function Limits:sample()
+  self:sample_memory()
   local rate, kernel = ffi.new("double[1]"), ffi.new("const char *[1]")
   call(C.lm_peak_rate, rate, kernel, self.precision == "bf16" and C.LM_PRECISION_BF16 or C.LM_PRECISION_F32)
   self.rate, self.kernel = math.max(self.rate, rate[0]), ffi.string(kernel[0])
 end
 
---- The figures: medians of the bandwidths, in GB/s with read and written bytes counted alike, of a copy and of a
--- scaling in place (which need not fetch what it writes); the best rate of products, in GFLOP/s.
+--- GB/s, medians of all samples or of those after the first `before` ones, with read and written bytes counted alike:
+-- of a copy, and of a scaling in place (which need not fetch what it writes).
+function Limits:memory(before)
+  local function rate(seconds) return 8 * NUMBERS / report.median({ unpack(seconds, (before or 0) + 1) }) / 1e9 end
+  return { copy_gb_per_s = rate(self.copies), in_place_gb_per_s = rate(self.scalings) }
+end
+
+--- The figures of the whole run: of memory, and the best rate of products, in GFLOP/s.
 function Limits:figures()
-  return { copy_gb_per_s = 8 * NUMBERS / report.median(self.copies) / 1e9,
-    in_place_gb_per_s = 8 * NUMBERS / report.median(self.scalings) / 1e9, products_gflop_per_s = self.rate / 1e9,
-    kernel = self.kernel, precision = self.precision, samples = #self.copies }
+  local figures = self:memory()
+  figures.products_gflop_per_s, figures.kernel, figures.precision = self.rate / 1e9, self.kernel, self.precision
+  figures.samples = #self.copies
+  return figures
 end
 
 function Limits:free()

@@ -1,6 +1,6 @@
 --- `lumuon bench optim`: the optimizer step, group by group, against the machine's limits and against peers.
 --
--- AdamW's limit is the better of a copy and a scaling in place, in bytes a second; Muon's is the rate of
+-- AdamW's limit is the better of a copy and a scaling in place beside it, in bytes a second; Muon's is the rate of
 -- multiply-adds on registers in the precision of its products, in operations that its products executed.
 local lib = require "lumuon.lib"
 local options = require "lumuon.options"
@@ -39,7 +39,9 @@ local function add_shares(rows, limit)
     if row.kind == "muon" then
       row.limit_share = row.operations / row.ms / 1e6 / limit.products_gflop_per_s
     else
-      row.limit_share = row.bytes / row.ms / 1e6 / math.max(limit.copy_gb_per_s, limit.in_place_gb_per_s)
+      local rate = row.bytes / row.ms / 1e6
+      row.copy_share = rate / row.memory.copy_gb_per_s
+      row.limit_share = math.min(row.copy_share, rate / row.memory.in_place_gb_per_s)
     end
   end
 end
