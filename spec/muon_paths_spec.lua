@@ -126,19 +126,23 @@ describe("Muon's paths", function()
     end
   end)
 
-  it("tiles in plain C agree with AVX-512 BF16", function()
-    if not fast or C.lm_set_muon_kernel("avx512_bf16") ~= 0 then return pending("no AVX-512 BF16 here") end
-    local x = lm.randn({ 1, 96, 224 }, { generator = lm.Generator(7) })
-    for _, path in ipairs { "halves", "gram" } do
-      local results = {}
-      for i, kernel in ipairs { "avx512_bf16", "portable_bf16" } do
-        assert.is_true(force { path = path, variant = "", kernel = kernel })
-        results[i] = polar(x, { precision = "bf16", ns_steps = 2 }) -- before roundings to bf16 part
-        assert.equal(kernel, ffi.string(last().kernel))
+  for _, kernel in ipairs { "avx512_bf16", "amx_bf16" } do
+    it("agrees with tiles in plain C, " .. kernel, function()
+      if not fast or C.lm_set_muon_kernel(kernel) ~= 0 then return pending("not on this machine") end
+      for _, shape in ipairs { { 1, 96, 224 }, { 2, 161, 70 } } do
+        local x = lm.randn(shape, { generator = lm.Generator(7) })
+        for _, path in ipairs { "halves", "gram" } do
+          local results = {}
+          for i, which in ipairs { kernel, "portable_bf16" } do
+            assert.is_true(force { path = path, variant = "", kernel = which })
+            results[i] = polar(x, { precision = "bf16", ns_steps = 2 }) -- before roundings to bf16 part
+            assert.equal(which, ffi.string(last().kernel))
+          end
+          assert.is_true(golden.distance({ results[1] }, { results[2] }) < 5e-4 * results[1]:norm():item())
+        end
       end
-      assert.is_true(golden.distance({ results[1] }, { results[2] }) < 5e-4 * results[1]:norm():item())
-    end
-  end)
+    end)
+  end
 
   it("counts what it executes", function()
     local k, m, n = 2, 96, 256

@@ -1,7 +1,8 @@
 /* Packed products in bf16 with AMX: a block is 2 x 2 tiles of f32, kept in tile registers while k
  * runs. Compiled twice: with AMX for the instructions, and without, on any CPU, with the tiles and
  * their three instructions in plain C, which checks packing, tile layout and driver where there is
- * no AMX (the instructions themselves were compiled, not yet run). */
+ * no AMX. The instructions have run in an emulator, with the bits of the plain C (docs/log.md), not
+ * yet on a CPU. */
 #include <stdint.h>
 
 #define LM__UNIT 32
