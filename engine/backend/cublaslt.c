@@ -112,7 +112,7 @@ typedef struct key {
 } key;
 
 typedef struct plan {
-  bool made;
+  bool made, plain; /* plain: the library has no algorithm, plain_product.cu does it */
   key key;
   cublasLtMatmulDesc_t desc;
   cublasLtMatrixLayout_t layout[4]; /* of cuBLASLt's A, B, C, D */
@@ -250,10 +250,11 @@ static int find(const char *op, const lm__cuda_product *product, const void *c, 
   forget(taken);
   taken->key = k;
   const cublasStatus_t status = make(taken);
-  if (status != CUBLAS_STATUS_SUCCESS) {
-    forget(taken);
+  if (status != CUBLAS_STATUS_SUCCESS) forget(taken);
+  if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED)
     return refused(op, product, status);
-  }
+  taken->key = k;
+  taken->plain = status != CUBLAS_STATUS_SUCCESS;
   taken->made = true;
   *out = taken;
   return LM_OK;
@@ -270,6 +271,7 @@ int lm__cuda_multiply(const char *op, const lm__cuda_product *p) {
   const void *c = addend(p);
   plan *way = NULL;
   LM__TRY(find(op, p, c, &way));
+  if (way->plain) return lm__plain_product_cuda(op, p);
   const cublasStatus_t status =
       lt.cublasLtMatmul(lt.handle, way->desc, &p->alpha, p->b, way->layout[0], p->a, way->layout[1],
                         &p->beta, c, way->layout[2], p->out, way->layout[3], &way->algo,

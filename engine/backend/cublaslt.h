@@ -27,6 +27,8 @@ typedef struct lm__cuda_product {
 
 /* Launch it on the stream. The way of computing is chosen once a shape and kept. */
 int lm__cuda_multiply(const char *op, const lm__cuda_product *product);
+/* The same without the library, slowly: for what it has no algorithm for. */
+int lm__plain_product_cuda(const char *op, const lm__cuda_product *product);
 /* Choose it without launching: whatever can be refused is refused here. */
 int lm__cuda_multiply_prepare(const char *op, const lm__cuda_product *product);
 /* "cuBLASLt 13.0.0", or "cuBLASLt missing: ..."; "" in a build without CUDA. */

@@ -33,7 +33,7 @@ list[#list + 1] = { "is the CPU's: vocabularies, paddings, softcaps, dtypes", fu
       local logits = devices.random(dtype, { rows, columns }, { low = -8, high = 8 })
       devices.compare({ logits, targets_for(rows, vocabulary), devices.values { 0.5 } }, function(x, t, g)
         return both(x, t, g, vocabulary, cap, false)
-      end, dtype == "f32" and 3e-6 or 2 ^ -8, ("%d rows of %s, %d of %d columns, softcap %g"):format(rows, dtype,
+      end, dtype == "f32" and 3e-6 or 2 ^ -7, ("%d rows of %s, %d of %d columns, softcap %g"):format(rows, dtype,
         vocabulary, columns, cap))
     end
   end
@@ -44,7 +44,7 @@ list[#list + 1] = { "writes the gradient over the logits", function()
     local logits = devices.random("bf16", { 33, columns }, { low = -30, high = 30 })
     devices.compare({ logits, targets_for(33, 70), devices.values { 2 } }, function(x, t, g)
       return both(x, t, g, 70, 15, true)
-    end, 2 ^ -8)
+    end, 2 ^ -7)
   end
 end }
 

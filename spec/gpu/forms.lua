@@ -22,6 +22,7 @@ local function afresh(f)
   local ok, message = pcall(f)
   lib.call(C.lm_set_muon_path, C.LM_MUON_AUTO)
   lib.call(C.lm_set_muon_kernel, "auto")
+  lib.call(C.lm_set_gpu_muon_kernel, "auto")
   lm.set_deterministic(before)
   if not ok then error(message, 0) end
 end
@@ -133,6 +134,7 @@ list[#list + 1] = { "tells what a step did: operations, bytes, memory", function
     assert.equal(k * (3 * (gram + apply) + 5 * square + 2 * 3 * square), by_gram.operations)
     assert.equal(k * m * n * (12 + 2 * 2) + 2 * k * m * m * (4 + 3 * 2), by_gram.bytes)
     assert.is_true(by_gram.scratch >= 2 * 2 * k * m * n + 4 * 2 * k * m * m)
+    lib.call(C.lm_set_gpu_muon_kernel, "mma_bf16") -- not the faster
     -- halves: tiles of 128, of which this matrix has one, half full; whole products where they are not symmetric
     local halves = did(C.LM_MUON_HALVES, "bf16")
     assert.equal("mma_bf16", ffi.string(halves.kernel))

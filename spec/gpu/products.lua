@@ -106,6 +106,37 @@ list[#list + 1] = { "singular values, by the CPU", function()
   devices.compare({ devices.random("f32", { 2, 5, 9 }) }, function(t) return t:svdvals() end, 0)
 end }
 
+list[#list + 1] = { "what cuBLASLt has no algorithm for is done all the same", function()
+  if not devices.emulated() then return end
+  local command, r = require "spec.command", nil
+  local folder = command.folder()
+  local script = command.write(folder .. "/products.lua", [[
+    local lm, devices = require "lumuon", require "spec.support.devices"
+    local into, C = require("lumuon.lib").into, require("lumuon.lib").C
+    for dtype, bound in pairs { f32 = 2e-5, bf16 = 2 ^ -7 } do
+      for _, s in ipairs { { 1, 1, 1 }, { 33, 17, 50 }, { 16, 48, 16 } } do
+        for _, a in ipairs(devices.layouts(dtype, { s[1], s[2] })) do
+          for _, b in ipairs(devices.layouts(dtype, { s[2], s[3] })) do
+            for _, out in ipairs { dtype, "f32" } do
+              devices.compare({ devices.random(out, { s[1], s[3] }), a[2], b[2] }, function(o, x, y)
+                return into(o, C.lm_matmul, x.h, y.h, 0.5, -2)
+              end, bound, a[1] .. " times " .. b[1])
+            end
+          end
+        end
+      end
+      local a, b = devices.random(dtype, { 2, 3, 20, 5 }), devices.random(dtype, { 2, 3, 5, 18 })
+      devices.compare({ a, b }, lm.matmul, bound)
+    end
+    devices.compare({ devices.random("f32", { 2, 20, 36 }) }, function(x)
+      return lm.optim.polar_express(x, { precision = "f32" })
+    end, 2e-5)
+    print("done")]])
+  devices.with_environment("LUMUON_EMULATED_CUBLASLT", "nothing", function() r = command.run({ "run", script }) end)
+  command.remove(folder)
+  assert.equal("done\n", r.out, r.err)
+end }
+
 list[#list + 1] = { "without cuBLASLt the message says what to install", function()
   if not devices.emulated() then return end
   local command, text = require "spec.command", nil

@@ -1,7 +1,8 @@
 /* The part of cuBLASLt that Lumuon uses, carried out by the CPU: what backend/cublaslt.c includes
  * in a build with -DLUMUON_CUDA=emulated. Descriptors are interpreted as the library does, so that
  * a layout, an order or a stride set up wrongly gives a wrong product or an error here as well.
- * LUMUON_EMULATED_CUBLASLT=none plays a machine without the library. */
+ * LUMUON_EMULATED_CUBLASLT=none plays a machine without the library, =nothing a
+ * library that has no algorithm for any product. */
 #ifndef LM_EMULATED_CUBLASLT_H
 #define LM_EMULATED_CUBLASLT_H
 
