@@ -252,13 +252,13 @@ describe("the rendezvous", function()
     end
     local http = call "printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && sleep 1"
     local silent = call "sleep 3"
-    local function run(rank_1)
-      return script(2, "mismatch", { "--start=0.8" }, { env = function(rank)
+    local function run(start, rank_1)
+      return script(2, "mismatch", { "--start=" .. start }, { env = function(rank)
         return by_port(port) .. (rank == 1 and " bash -c " .. command.quote(rank_1) or "")
       end })
     end
-    all_ended_well(run(("{ %s; } & { %s; } & sleep 0.4; exec \"$0\" \"$@\""):format(http, silent)))
-    assert.matches("within 0.8 s: 1; turned away: someone at 127.0.0.1 who is no rank", run(http).err)
+    all_ended_well(run(20, ("{ %s; } & { %s; } & sleep 0.4; exec \"$0\" \"$@\""):format(http, silent)))
+    assert.matches("within 0.8 s: 1; turned away: someone at 127.0.0.1 who is no rank", run(0.8, http).err)
   end)
 
   it("turns away ranks of another job", function()
@@ -275,7 +275,7 @@ describe("the rendezvous", function()
     for _, text in ipairs { old:format(1, "x"), old:format(99999, "x"), ("x"):rep(9999), "lumuon2\nkey zz\nport -1\n\0",
       "" } do
       command.write(folder .. "/meet", text)
-      all_ended_well(script(2, "mismatch", { "--start=0.5" }, { env = function(rank)
+      all_ended_well(script(2, "mismatch", { "--start=20" }, { env = function(rank)
         return by_file() .. (rank == 0 and " sh -c " .. command.quote("sleep 0.3; exec \"$0\" \"$@\"") or "")
       end }))
     end
@@ -287,7 +287,7 @@ describe("the rendezvous", function()
       .. "address 127.0.0.1\nend\n"):format(port))
     local stranger = ("%s run spec/dist/idle.lua --listen=%d & p=$!; sleep 0.7; "):format(command.quote(command.lumuon),
       port)
-    local r = script(2, "mismatch", { "--start=3" }, { env = function(rank)
+    local r = script(2, "mismatch", { "--start=20" }, { env = function(rank)
       return by_file() .. " sh -c " .. command.quote(rank == 0 and stranger .. "\"$0\" \"$@\"; c=$?; kill $p; exit $c"
         or "sleep 0.3; exec \"$0\" \"$@\"")
     end })

@@ -355,7 +355,7 @@ static int gather(const lm__collective *c, double deadline) {
   batch b = {0};
   LM__TRY(meet(c, deadline));
   if (rank == c->root) {
-    memmove(c->out + rank * bytes, c->data, (size_t)bytes);
+    if (bytes > 0) memmove(c->out + rank * bytes, c->data, (size_t)bytes);
     for (int r = 0; r < size; r++)
       if (r != rank) LM__TRY(post(&b, false, r, c->out + r * bytes, bytes));
   } else {
@@ -373,7 +373,7 @@ static int scatter(const lm__collective *c, double deadline) {
   if (rank == c->root) {
     for (int r = 0; r < size; r++)
       if (r != rank) LM__TRY(post(&b, true, r, c->out + r * bytes, bytes));
-    memmove(c->data, c->out + rank * bytes, (size_t)bytes);
+    if (bytes > 0) memmove(c->data, c->out + rank * bytes, (size_t)bytes);
   } else {
     LM__TRY(post(&b, false, c->root, c->data, bytes));
   }

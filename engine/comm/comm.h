@@ -56,7 +56,7 @@ extern const lm__comm_table lm__comm_self;
 double lm__clock(void); /* seconds, monotonic */
 const char *lm__collective_name(int kind);
 
-/* Bytes handed to the network by this rank. */
+/* Bytes handed to the network by this rank; of NCCL's, see staged.c. */
 extern double lm__wire_bytes;
 
 /* Says which collective waits for whom, and ends the job. arrived: a flag a rank; why: a sentence

@@ -132,11 +132,29 @@ static int decide(const lm__comm_table *table, int rank, int size, double deadli
   return LM_OK;
 }
 
+/* What rank sends where the ranks form a ring. NCCL does not say what it sent, and may take another
+ * way than a ring. */
+static double ring_bytes(const lm__collective *c, int rank, int size) {
+  const double all = (double)c->count * (double)lm_dtype_size(c->dtype);
+  switch (c->kind) {
+    case LM__ALL_REDUCE:
+      return 2 * all * (size - 1) / size;
+    case LM__REDUCE_SCATTER:
+    case LM__ALL_GATHER:
+      return all * (size - 1) / size;
+    case LM__BROADCAST: /* all pass it on but the last */
+      return (rank + 1) % size == c->root ? 0 : all;
+    default: /* gather */
+      return rank == c->root ? 0 : all;
+  }
+}
+
 static int between_gpus(const lm__comm_table *table, const lm__collective *c, void *mark, int rank,
                         int size, double deadline) {
   LM__TRY(table->meet(c, deadline));
   LM__TRY(side->after(mark));
   int status = side->links->launch(c, rank, size, deadline);
+  if (status == LM_OK) lm__wire_bytes += ring_bytes(c, rank, size);
   if (status == LM_OK) status = settle(deadline);
   if (status) { /* the device may be waiting for the others */
     char why[300];

@@ -582,7 +582,7 @@ LM_API void lm_dist_abort(int code);
 LM_API int lm_dist_set_timeout(double seconds);
 /* For measurements: collectives take this much longer, a byte that this rank sends. */
 LM_API int lm_dist_set_delay(double seconds_per_byte);
-/* Bytes this rank has sent so far. */
+/* Bytes this rank has sent so far; of what NCCL sends, as many as in a ring of the ranks. */
 LM_API double lm_dist_wire_bytes(void);
 
 typedef struct lm_work lm_work; /* a collective that was issued */

@@ -66,8 +66,8 @@ end
 
 local function complain(...)
   io.stdout:flush()
-  io.stderr:write("lumuon: ", launch.prefix(), ...)
-  io.stderr:write("\n")
+  -- in one piece: other ranks write too
+  io.stderr:write("lumuon: " .. launch.prefix() .. table.concat({ ... }) .. "\n")
 end
 
 --- Call f; report what goes wrong.

@@ -241,7 +241,7 @@ function dist.world_size() return C.lm_dist_world_size() end
 function dist.local_rank() return local_rank end
 --- "self", "mpi" or "tcp".
 function dist.transport() return ffi.string(C.lm_dist_transport()) end
---- Bytes this rank has sent.
+--- Bytes this rank has sent. NCCL does not say what it sent: of its collectives, what a ring of the ranks would send.
 function dist.wire_bytes() return C.lm_dist_wire_bytes() end
 
 local function first_line(path)

@@ -40,6 +40,15 @@ for _, dtype in ipairs { "f32", "bf16", "i32" } do
   end
 end
 
+-- bytes on the wire: what is least, whichever way they take, and a few headers
+for _, name in ipairs { "all_reduce", "reduce_scatter", "all_gather" } do
+  local times = name == "all_reduce" and 2 or 1
+  local bytes, before = 4 * 12000 * size, dist.wire_bytes()
+  dist[name](filled(12000 * size, 1))
+  local more = dist.wire_bytes() - before - times * bytes * (size - 1) / size
+  assert(more >= 0 and more < 4096 * size, ("%s: %d bytes more than the least"):format(name, more))
+end
+
 -- a part of a tensor; its neighbours stay as they are
 local t = filled(30, rank)
 dist.all_reduce(t:narrow(1, 11, 10))
