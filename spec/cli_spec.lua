@@ -333,4 +333,15 @@ describe("the process", function()
     assert.equal("3\n", r.out)
     command.remove(folder)
   end)
+
+  it("are as many where OpenMP binds them to cores", function()
+    local function threads(environment)
+      local r = command.shell(("env -u OMP_NUM_THREADS -u GOMP_SPINCOUNT %s %s info"):format(environment,
+        command.lumuon))
+      return tonumber(r.out:match("threads +(%d+)"))
+    end
+    local unbound = threads("-u OMP_PROC_BIND")
+    assert.equal(unbound, threads("OMP_PROC_BIND=true"))
+    assert.equal(unbound, threads("OMP_PROC_BIND=spread OMP_PLACES=threads"))
+  end)
 end)

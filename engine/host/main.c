@@ -2,6 +2,8 @@
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
+#include <omp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,6 +56,21 @@ static int protected_main(lua_State *L) {
   return 1;
 }
 
+/* With OMP_PROC_BIND or the like libgomp has bound this thread to the first of its places by now.
+ * Take all of them again, or the program that is started next would believe in that one alone. */
+static void unbind(void) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (int place = 0; place < omp_get_num_places(); place++) {
+    int ids[CPU_SETSIZE];
+    const int n = omp_get_place_num_procs(place);
+    if (n > CPU_SETSIZE) return;
+    omp_get_place_proc_ids(place, ids);
+    for (int i = 0; i < n; i++) CPU_SET((size_t)ids[i], &all);
+  }
+  if (CPU_COUNT(&all) > 0) (void)sched_setaffinity(0, sizeof all, &all);
+}
+
 /* OpenMP's threads spin between parallel loops. Left to its default, libgomp spins so long that on
  * a machine with anything else to do the spinning thread takes the core from the one it waits for:
  * a 76 ms training step took over a second beside two busy processes. It reads its settings before
@@ -64,6 +81,7 @@ static void spin_less(char **argv) {
   const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
   if (length <= 0 || setenv("GOMP_SPINCOUNT", "300", 1) != 0) return;
   path[length] = '\0';
+  unbind();
   (void)execv(path, argv); /* comes back only if it failed: go on as we are */
 }
 
