@@ -80,7 +80,7 @@ describe("Muon's paths", function()
 
     it("takes odd shapes, " .. label(way), function()
       for i, s in ipairs { { 1, 1, 1 }, { 2, 1, 9 }, { 2, 9, 1 }, { 3, 5, 7 }, { 2, 65, 33 }, { 1, 33, 65 },
-        { 1, 129, 257 }, { 1, 257, 129 }, { 2, 64, 200 }, { 1, 96, 96 } } do
+        { 1, 129, 257 }, { 1, 257, 129 }, { 2, 64, 200 }, { 1, 96, 96 }, { 1, 300, 600 } } do
         local x = lm.randn(s, { generator = lm.Generator(i) })
         C.lm_set_muon_path(C.LM_MUON_WRITTEN)
         local reference = polar(x, { precision = "f32" })
@@ -129,7 +129,7 @@ describe("Muon's paths", function()
   for _, kernel in ipairs { "avx512_bf16", "amx_bf16" } do
     it("agrees with tiles in plain C, " .. kernel, function()
       if not fast or C.lm_set_muon_kernel(kernel) ~= 0 then return pending("not on this machine") end
-      for _, shape in ipairs { { 1, 96, 224 }, { 2, 161, 70 } } do
+      for _, shape in ipairs { { 1, 96, 224 }, { 2, 161, 70 }, { 1, 300, 600 } } do -- the last: ten tiles and more
         local x = lm.randn(shape, { generator = lm.Generator(7) })
         for _, path in ipairs { "halves", "gram" } do
           local results = {}

@@ -31,6 +31,54 @@ describe("Muon", function()
     end
   end
 
+  --- A step by the formula, on one matrix; state: momentum and second, which it replaces.
+  local function by_formula(p, g, state, o)
+    local rows, cols = p:size(1), p:size(2)
+    local dim, d = rows >= cols and 2 or 1, math.min(rows, cols)
+    state.momentum = state.momentum + (g - state.momentum) * (1 - o.momentum)
+    local u = g + (state.momentum - g) * o.momentum
+    if o.row_equilibrate then u = u / (u * u):sum(2, true):sqrt() * (u:norm():item() / math.sqrt(rows)) end
+    local x = lm.optim.polar_express(u, { precision = "f32", norm_scale = o.norm_scale })
+    if o.renormalize then x = x * (math.sqrt(d) / x:norm():item()) end
+    local norm = x:norm():item()
+    state.second = state.second + ((x * x):mean(dim, true) - state.second) * (1 - o.beta2)
+    x = x / state.second:sqrt()
+    return p - x * (norm / x:norm():item() * o.lr * math.sqrt(math.max(1, rows / cols)))
+  end
+
+  it("steps matrices that are wider and higher than nanochat's here by the formula", function()
+    for _, size in ipairs { { 140, 300 }, { 300, 140 }, { 270, 270 } } do
+      for _, version in ipairs { {}, head } do
+        local rows, cols = unpack(size)
+        local o = { lr = 0.02, weight_decay = 0, momentum = 0.9, beta2 = 0.8 }
+        for name, value in pairs(version) do o[name] = value end
+        local start, grads = random_matrices(2, rows, cols, 21), random_matrices(2, rows, cols, 22)
+        local uneven = lm.arange(11, rows + 10):view(rows, 1) * lm.arange(11, cols + 10):view(1, cols)
+        for k = 1, 2 do grads[k] = grads[k] * uneven end -- no two rows or columns count alike
+        local opt, params = muon(start, o)
+        local expected, states = {}, {}
+        for k = 1, 2 do
+          expected[k] = start[k]
+          states[k] = { momentum = lm.zeros(rows, cols),
+            second = rows >= cols and lm.zeros(rows, 1) or lm.zeros(1, cols) }
+        end
+        for _ = 1, 2 do
+          set_grads(params, grads)
+          opt:step()
+          for k = 1, 2 do expected[k] = by_formula(expected[k], grads[k], states[k], o) end
+          grads[1], grads[2] = grads[2], grads[1]
+        end
+        local moved = golden.distance(start, expected)
+        local far = golden.distance(params, expected) / moved
+        assert.is_true(far < 2e-5, ("%d x %d: %.3g of the distance moved"):format(rows, cols, far))
+        for k, state in ipairs(states) do
+          local second = opt:state(params[k]).second_momentum_buffer
+          assert.is_true(golden.distance({ second }, { state.second }) < 2e-5 * state.second:norm():item())
+        end
+      end
+    end
+  end)
+
   it("keeps a zero gradient's decay, and nothing becomes NaN", function()
     for _, options in ipairs { {}, head } do
       local opt, params = muon(random_matrices(3, 6, 9, 1), options)
@@ -206,6 +254,17 @@ describe("Muon", function()
       local opt, params = muon(random_matrices(1, s[1], s[2], 15), head)
       updates(opt, params, random_matrices(1, s[1], s[2], 16), 1)
       assert.equal(0, params[1]:count_nonfinite())
+    end
+  end)
+
+  it("steps matrices without an element, one or more of them", function()
+    for _, s in ipairs { { 0, 4 }, { 4, 0 }, { 0, 0 } } do
+      for count = 1, 3 do
+        local opt, params = muon(random_matrices(count, s[1], s[2], 15), head)
+        opt:step()
+        assert.same(s, params[count]:size())
+        assert.same(s, params[count].grad:size())
+      end
     end
   end)
 

@@ -100,6 +100,7 @@ int lm_tensor_view(lm_tensor **out, const lm_tensor *base, int ndim, const int64
           __builtin_mul_overflow(strides[d], shape[d] > 0 ? shape[d] - 1 : 0, &reach) ||
           __builtin_add_overflow(last, reach, &last);
   }
+  if (bytes == 0 && lm__numel(base) == 0) first = base->offset; /* nothing lies anywhere in it */
   if (bad || (bytes > 0 && last >= capacity) || first > capacity)
     return lm__fail(LM_ESHAPE, "view: shape %s at offset %lld lies outside the storage of %s",
                     lm__shape_string(ndim, shape), (long long)offset, lm__describe(base));
