@@ -109,10 +109,33 @@ describe("lumuon bench optim", function()
       assert.truthy(printed:find("nanochat MuonAdamW, torch.compile: 3.50 ms", 1, true), printed)
     end)
 
-    it("goes on without a peer whose steps fail", function()
-      local figures = run_beside(fake.answers([[if [ $command = torch ]; then printf 'failed\tno\n'; continue; fi]]))
+    it("goes on without a peer whose steps fail, and says why", function()
+      local figures, printed = run_beside(fake.answers(
+        [[if [ $command = torch ]; then printf 'failed\tno Muon\n'; continue; fi]]))
       assert.equal(1, #figures.peers[1].groups)
+      assert.equal(3.5, figures.peers[1].total_ms)
+      assert.is_nil(figures.peers[1].failed)
       assert.equal(0, #figures.peers[2].groups)
+      assert.same({ "shape: no Muon" }, figures.peers[2].failed)
+      assert.truthy(printed:find("no total\n    failed in shape: no Muon", 1, true), printed)
+    end)
+
+    it("adds up no total where a peer failed in one of its groups", function()
+      local figures, printed = run("--model=d1", "--runs=5", fake.make(folder, fake.answers(
+        [[if [ "$command $rest" = "nanochat 3" ]; then printf 'failed\tno compiler\n'; continue; fi]])))
+      assert.equal(8, #figures.peers[1].groups)
+      assert.is_nil(tonumber(figures.peers[1].total_ms)) -- null
+      assert.same({ "ve_gate: no compiler" }, figures.peers[1].failed)
+      assert.equal(9 * 3.5, figures.peers[2].total_ms)
+      assert.truthy(printed:find("torch.compile: no total; its step() 3.50 ms", 1, true), printed)
+    end)
+
+    it("says why nanochat's whole step failed", function()
+      local figures = run_beside(fake.answers(
+        [[if [ $command = step ]; then printf 'failed\tno memory\n'; continue; fi]]))
+      assert.equal(3.5, figures.peers[1].total_ms)
+      assert.is_nil(figures.peers[1].step_ms)
+      assert.same({ "step(): no memory" }, figures.peers[1].failed)
     end)
 
     it("goes on without a Python that ends at once, and quotes its last words", function()
@@ -123,8 +146,9 @@ describe("lumuon bench optim", function()
     end)
 
     it("goes on when the peer dies in the middle", function()
-      local figures = run_beside(fake.answers("[ $command = nanochat ] && exit 3"))
+      local figures = run_beside(fake.answers("[ $command = nanochat ] && echo killed >&2 && exit 3"))
       assert.equal(0, #figures.peers[1].groups)
+      assert.same({ "shape: killed", "step(): killed" }, figures.peers[1].failed)
       assert.equal(1, #figures.groups)
     end)
 

@@ -60,6 +60,9 @@ describe("lumuon bench train", function()
     local options = " " .. table.concat({ fake.make(folder, "echo no torch >&2; exit 1") }, " ")
     without(options, "none: no torch")
     without(" " .. table.concat({ fake.make(folder, fake.answers("exit 1")) }, " "), "none: it ended without a word")
+    without(" " .. table.concat({ fake.make(folder, fake.answers(
+      [[if [ $command = step ]; then n=$((n+1)); [ $n -gt 3 ] && printf 'failed\tno room\n' && continue; fi]])) }, " "),
+      "none: its steps failed: no room")
   end)
 
   it("passes what is not its own to the recipe, and says what is wrong with it", function()

@@ -60,61 +60,70 @@ local function total(rows)
   return ms
 end
 
+--- A peer's total: none where it failed in a group, as a sum of the others would be compared with all of ours.
+local function peer_total(rows, groups) return #rows == #groups and total(rows) or 0 / 0 end
+
 -- ---- times ---------------------------------------------------------------------------------------------------
 
 --- Seconds of group i's step, of ours and of each peer's; the memory's limits are sampled before each of AdamW's.
+-- @return these, and why there are none, by peer
 local function time_group(ours, server, i, runs, limit)
-  local seconds = { ours = {}, nanochat = {}, torch = {} }
+  local seconds, why = { ours = {}, nanochat = {}, torch = {} }, {}
   for r = 1 - WARM, runs do
     if ours.groups[i].kind == "adamw" then limit:sample_memory() end
     seconds.ours[r] = ours:time(i)
     for _, peer in ipairs(server and PEERS or {}) do
-      local ms = server:number(peer.key, i - 1)
+      local ms, reason = server:number(peer.key, i - 1)
       if ms then seconds[peer.key][r] = ms / 1e3 end
+      why[peer.key] = why[peer.key] or reason
       server.settle()
     end
   end
   if server then server:ask("forget", i - 1) end
-  return seconds
+  return seconds, why
 end
 
 --- Rows of all groups, by whose they are; a peer that failed in a group has none for it.
+-- @return these, and of each peer a list of what failed and why
 local function time_groups(ours, server, groups, runs, limit)
-  local rows = { ours = {}, nanochat = {}, torch = {} }
+  local rows, failed = { ours = {}, nanochat = {}, torch = {} }, { nanochat = {}, torch = {} }
   for i, group in ipairs(groups) do
     local sampled = #limit.copies
     limit:sample()
-    local seconds = time_group(ours, server, i, runs, limit)
+    local seconds, why = time_group(ours, server, i, runs, limit)
     local cost = ours:cost(i)
     limit:sample()
     if group.kind == "adamw" then cost.memory = limit:memory(sampled) end
     rows.ours[i] = own_row(group, seconds.ours, cost)
     for _, peer in ipairs(PEERS) do
       local own = seconds[peer.key]
-      if #own == runs then table.insert(rows[peer.key], peer_row(group, own, cost)) end
+      if #own == runs and not why[peer.key] then table.insert(rows[peer.key], peer_row(group, own, cost)) end
+      if why[peer.key] then table.insert(failed[peer.key], ("%s: %s"):format(group.name, why[peer.key])) end
     end
   end
-  return rows
+  return rows, failed
 end
 
---- Milliseconds of a step of everything, ours and nanochat's.
+--- Milliseconds of a step of everything, ours and nanochat's; nil and why where it has none.
 local function time_whole(ours, server, runs)
-  local own_seconds, peer_ms = {}, {}
+  local own_seconds, peer_ms, why = {}, {}, nil
   for r = 1 - WARM, runs do
     own_seconds[r] = ours:whole()
     if server then
-      peer_ms[r] = server:number("step")
+      local ms, reason = server:number("step")
+      peer_ms[r], why = ms, why or reason
       server.settle()
     end
   end
-  return report.median(own_seconds) * 1e3, #peer_ms == runs and report.median(peer_ms) or nil
+  return report.median(own_seconds) * 1e3, #peer_ms == runs and not why and report.median(peer_ms) or nil, why
 end
 
 --- What is known of the peers: a list; or { absent = why }.
-local function peer_figures(server, rows, step_ms)
+local function peer_figures(server, groups, rows, failed, step_ms)
   local list = {}
   for k, peer in ipairs(PEERS) do
-    list[k] = { name = peer.name, version = server.version, groups = rows[peer.key], total_ms = total(rows[peer.key]) }
+    list[k] = { name = peer.name, version = server.version, groups = rows[peer.key],
+      total_ms = peer_total(rows[peer.key], groups), failed = failed[peer.key][1] and failed[peer.key] or nil }
   end
   list[1].step_ms = step_ms
   local memory = server:ask("memory")
@@ -127,11 +136,12 @@ end
 function compare.run(o, groups, precision, limit)
   local server, absent = start_peers(o, groups, precision)
   local ours = steps.new(groups, precision)
-  local rows = time_groups(ours, server, groups, o.runs, limit)
-  local step_ms, peer_step_ms = time_whole(ours, server, o.runs)
+  local rows, failed = time_groups(ours, server, groups, o.runs, limit)
+  local step_ms, peer_step_ms, why = time_whole(ours, server, o.runs)
+  if why then table.insert(failed.nanochat, "step(): " .. why) end
   local figures = { groups = rows.ours, total_ms = total(rows.ours), step_ms = step_ms, memory = ours:memory() }
   ours:free()
-  figures.peers = server and peer_figures(server, rows, peer_step_ms) or { absent = absent }
+  figures.peers = server and peer_figures(server, groups, rows, failed, peer_step_ms) or { absent = absent }
   if server then server:close() end
   return figures
 end

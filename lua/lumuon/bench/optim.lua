@@ -73,8 +73,11 @@ local function megabytes(bytes) return ("%.1f MB"):format(bytes / 1e6) end
 local function show_totals(figures)
   print(("\nall groups  %.2f ms; opt:step(), with its look for NaN, %.2f ms"):format(figures.total_ms, figures.step_ms))
   for _, peer in ipairs(figures.peers) do
-    print(("  %s: %.2f ms, %.2f times ours%s"):format(peer.name, peer.total_ms, peer.total_ms / figures.total_ms,
+    local whole = peer.total_ms == peer.total_ms -- no total where it failed in a group
+    print(("  %s: %s%s"):format(peer.name,
+      whole and ("%.2f ms, %.2f times ours"):format(peer.total_ms, peer.total_ms / figures.total_ms) or "no total",
       peer.step_ms and ("; its step() %.2f ms, %.2f times"):format(peer.step_ms, peer.step_ms / figures.step_ms) or ""))
+    for _, what in ipairs(peer.failed or {}) do print("    failed in " .. what) end
   end
   local m = figures.memory
   print(("memory      %s of parameters, gradients and state; a step takes %s beside them"):format(

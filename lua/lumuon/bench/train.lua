@@ -72,13 +72,14 @@ end
 local function measure(o, session, server)
   for i = 1, o.warmup do session.train_step(i - 1) end
   local allocs = C.lm_memory_system_allocs()
-  local total, lua, share, peer = {}, {}, {}, {}
+  local total, lua, share, peer, why = {}, {}, {}, {}, nil
   for i = 1, o.count do
     local seconds, in_engine = lib.measure(session.train_step, o.warmup + i - 1)
     total[i], lua[i] = seconds, seconds - in_engine
     share[i] = lua[i] / seconds
     if server then
-      peer[#peer + 1] = server:number("step")
+      local ms, reason = server:number("step")
+      peer[#peer + 1], why = ms, why or reason
       server.settle()
     end
   end
@@ -95,6 +96,7 @@ local function measure(o, session, server)
     figures.gflop_per_s = session.model:flops_per_token() * figures.tokens_per_second / 1e9
   end
   if #peer == o.count then figures.peers = { peer_figures(server, peer, session.tokens_per_step) } end
+  if why then figures.peers = { absent = "its steps failed: " .. why } end
   return figures
 end
 
@@ -143,7 +145,7 @@ function M.run(args)
   local server, absent = start_peer(o, session)
   local figures = measure(o, session, server)
   if server then server:close() end
-  figures.peers = figures.peers or { absent = absent or server.reason or "its steps failed" }
+  figures.peers = figures.peers or { absent = absent }
   figures[o.model ~= "" and "model" or "recipe"] = name
   show(name, figures)
   report.save(o.json, figures)
