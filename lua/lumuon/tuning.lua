@@ -51,13 +51,14 @@ end
 
 --- Print the table for the shapes of nanochat's GPT of a depth.
 function tuning.print(model, device, scale)
+  local shapes = groups.of(model, scale)
   local on_gpu = lib.device_code(device or "cpu") == C.LM_CUDA
   local by = on_gpu and "on " .. ffi.string(C.lm_cuda_info()) or ("on %d threads"):format(C.lm_threads())
   print(("Muon's products, ms a matrix of five steps %s%s:\n"):format(by,
     tuning.deterministic() and "; deterministic: by the fixed rule" or ""))
   print(("%6s %6s  %-9s %9s %9s %9s  %-8s %-8s %s"):format("rows", "cols", "precision", "written", "halves", "gram",
     "rule", "chosen", "kernel"))
-  for _, group in ipairs((groups.of(model, scale))) do
+  for _, group in ipairs(shapes) do
     for _, precision in ipairs { "bf16", "f32" } do
       local c = tuning.choose(group[2], group[3], precision, device, group[1])
       local ms = c.ms or {}
