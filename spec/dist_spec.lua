@@ -92,6 +92,7 @@ describe("the launcher", function()
     assert.is_nil(complaint { RANK = "7", OMPI_COMM_WORLD_RANK = "0", OMPI_COMM_WORLD_SIZE = "1" })
     assert.equal("RANK = 4 and WORLD_SIZE = 4: ranks are whole numbers from 0 to WORLD_SIZE - 1",
       complaint { RANK = "4", WORLD_SIZE = "4" })
+    assert.matches("^RANK = 0 and WORLD_SIZE = inf: ranks are whole", complaint { RANK = "0", WORLD_SIZE = "inf" })
     assert.matches("^RANK = 1, but WORLD_SIZE is not set", complaint { RANK = "1", MASTER_ADDR = "here" })
     assert.matches("^WORLD_SIZE = 2, but RANK is not set", complaint { WORLD_SIZE = "2" })
     assert.matches("RANK and WORLD_SIZE are not set", complaint { LUMUON_RENDEZVOUS = "tcp://here:29500" })
@@ -221,6 +222,12 @@ describe("the sharded optimizer", function()
   with_ranks("names the parameter in which ranks differ", function()
     local r = ended_well(mpi.script(3, "steps", { "--steps=1", "--audit=2" }))
     assert.matches("the ranks' parameters differ, first in one1: rank 0 has hash %x+, rank 2 ", line(r, "audit"))
+  end)
+
+  with_ranks("names the setting in which ranks have come to differ, which their parameters do not show", function()
+    local r = ended_well(mpi.script(3, "steps", { "--steps=1", "--late_lr=2" }))
+    assert.equal("the ranks differ in their groups' settings: rank 0 has 'group 2 (one, muon): lr = 0.02', "
+      .. "rank 2 has 'group 2 (one, muon): lr = 0.04'", line(r, "audit"))
   end)
 
   with_ranks("refuses ranks with other settings, shapes or orders of groups, with both sides' values", function()

@@ -110,6 +110,7 @@ end
 --- whole, needed on rank `root` (0) only, = the ranks' parts behind each other.
 function dist.gather(part, whole, options)
   tensor.live(part, "gather")
+  if whole ~= nil then tensor.live(whole, "gather") end
   options = check_options("gather", options)
   return issue(C.lm_dist_gather, whole, options, whole and whole.h, part.h, root_of("gather", options),
     label_of(part, options))
@@ -118,6 +119,7 @@ end
 --- The reverse: part, on the CPU, = this rank's of the parts in rank `root`'s whole.
 function dist.scatter(part, whole, options)
   tensor.live(part, "scatter")
+  if whole ~= nil then tensor.live(whole, "scatter") end
   options = check_options("scatter", options)
   return issue(C.lm_dist_scatter, part, options, part.h, whole and whole.h, root_of("scatter", options),
     label_of(part, options))
@@ -200,20 +202,27 @@ local function lines_of(text)
   return lines
 end
 
---- Raise unless every rank gives the same text: names the first line that differs, and both sides'.
-function dist.agree(what, text)
+--- nil where every rank gives the same text; else a message, the same on all: the first line that differs, and both
+-- sides'.
+function dist.difference(what, text)
   local texts = dist.all_strings(text, what)
   for r = 2, #texts do
     if texts[r] ~= texts[1] then
       local ours, theirs = lines_of(texts[1]), lines_of(texts[r])
       for i = 1, math.max(#ours, #theirs) do
         if ours[i] ~= theirs[i] then
-          raise("the ranks differ in %s: rank 0 has '%s', rank %d has '%s'", what, ours[i] or "nothing more", r - 1,
-            theirs[i] or "nothing more")
+          return ("the ranks differ in %s: rank 0 has '%s', rank %d has '%s'"):format(what, ours[i] or "nothing more",
+            r - 1, theirs[i] or "nothing more")
         end
       end
     end
   end
+end
+
+--- Raise where ranks give different texts.
+function dist.agree(what, text)
+  local problem = dist.difference(what, text)
+  if problem then raise("%s", problem) end
 end
 
 local hash_box = ffi.new("uint64_t[1]")
@@ -297,6 +306,7 @@ end
 -- (RANK=0 WORLD_SIZE=1, mpirun -n 1), a GPU's tensors go through NCCL as those of several do.
 function dist.init(options)
   options = options or {}
+  if type(options) ~= "table" then raise("dist.init: expected a table of options, got %s", type(options)) end
   for name in pairs(options) do
     if name ~= "timeout" and name ~= "start_timeout" then
       raise("dist.init: unknown option '%s' (timeout, start_timeout)", tostring(name))

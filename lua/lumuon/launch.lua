@@ -13,7 +13,7 @@ local launchers = { -- name, rank, world size, local rank; the first whose varia
 
 local function whole(text)
   local n = text and tonumber(text)
-  return n and n >= 0 and n == math.floor(n) and n or nil
+  return n and n >= 0 and n < 2 ^ 31 and n == math.floor(n) and n or nil
 end
 
 --- { launcher =, rank =, world_size =, local_rank = (or nil) }, or nil where nobody said anything.

@@ -417,7 +417,8 @@ function MuonAdamW:state_bytes()
   return bytes
 end
 
---- Do all ranks have the same parameters, bit by bit? true; or false and the first that differs.
+--- Do all ranks have the same settings, and the same parameters, bit by bit? true; or false and the first that
+-- differs.
 function MuonAdamW:audit()
   if not self.units then return true end
   return sharded.audit(self)

@@ -5,7 +5,7 @@ local lm = require "lumuon"
 local o = lm.options {
   steps = 20, first = 0, integer = true, scale = 1.0, blocks = "", out = "", load = "", poison = -1, timeout = 60.0,
   precision = "f32", values = "", shift = 0, odd_lr = -1, odd_shape = -1, odd_order = -1, die = -1, at = "", audit = -1,
-  device = "cpu", shard = false,
+  device = "cpu", shard = false, late_lr = -1,
 }
 local rank, size = lm.dist.init { timeout = o.timeout }
 if not os.getenv("OMP_NUM_THREADS") then lm.set_threads(1) end
@@ -81,6 +81,7 @@ local function set_gradients(step)
   end
 end
 
+if o.late_lr == rank then opt.param_groups[2].lr = 0.04 end
 for step = o.first, o.first + o.steps - 1 do
   opt:zero_grad()
   set_gradients(step)

@@ -335,8 +335,11 @@ end
 
 -- ---- checks -----------------------------------------------------------------------------------------------
 
---- true; or false and which parameter differs first, and between which ranks.
+--- true; or false and what differs first, and between which ranks: a setting of a group, or a parameter. A learning
+-- rate of one rank alone would not show in parameters, as each rank gets the others' slices as they are.
 function sharded.audit(opt)
+  local other = dist.difference("their groups' settings", ("steps: %d\n"):format(opt.steps) .. fingerprint(opt))
+  if other then return false, other end
   local names, hashes = {}, {}
   for _, slot in ipairs(opt.slots) do
     for j, p in ipairs(slot.params) do
