@@ -171,7 +171,10 @@ describe("the sharded optimizer", function()
   end)
 
   with_ranks("starts every rank from rank 0's values", function()
-    assert.equal("same", line(ended_well(mpi.script(2, "steps", { "--steps=2", "--shift=1" })), "audit"))
+    local expected = line(ended_well(mpi.script(1, "steps", { "--steps=2", "--shift=1" })), "hash")
+    local r = ended_well(mpi.script(2, "steps", { "--steps=2", "--shift=1" }))
+    assert.equal("same", line(r, "audit")) -- gathered slices are the same in any case
+    assert.equal(expected, line(r, "hash"))
   end)
 
   --- norm of a - b over all values, of two files.

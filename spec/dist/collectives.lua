@@ -38,6 +38,13 @@ for _, n in ipairs { 5, 300000 } do
   local t = filled(n, rank == 0 and 2 ^ 40 or rank == size - 1 and -2 ^ 40 or 3)
   if size > 1 then expect(dist.all_reduce(t):select(1, n):item(), 3 * (size - 2), "cancelling") end
 end
+-- in the order of the ranks on every one of them: in another, f64 loses the ones beside 2^80
+for _, n in ipairs { 5, 300000 } do
+  if size > 2 then
+    local t = dist.all_reduce(filled(n, rank == 0 and 2 ^ 80 or rank == 1 and -2 ^ 80 or 1))
+    expect(sum(t), n * (size - 2), "in rank order")
+  end
+end
 local nan = dist.all_reduce(filled(2, rank == 0 and 0 / 0 or 1), "max")
 assert(nan:select(1, 1):item() ~= nan:select(1, 1):item(), "a NaN wins")
 
