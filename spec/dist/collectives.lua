@@ -60,6 +60,14 @@ for _ = 1, 20 do
   lm.scope(function() dist.all_reduce(filled(100000, 1), { async = true }) end)
   collectgarbage()
 end
+for _ = 1, size > 1 and 20 or 0 do -- memory that was freed meanwhile is nobody else's before the end
+  local t, others = filled(300000, rank + 1), {}
+  local handle = dist.all_reduce(t, { async = true })
+  t:free()
+  for k = 1, 4 do others[k] = filled(300000, -7) end
+  handle:wait()
+  for k = 1, 4 do expect(sum(others[k]), -2100000, "memory of a collective under way") end
+end
 dist.barrier()
 expect(#dist.all_strings(("x"):rep(rank)), size, "strings")
 expect(dist.all_strings(("x"):rep(rank))[size], ("x"):rep(size - 1), "the last string")
