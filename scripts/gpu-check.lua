@@ -1,7 +1,7 @@
 --- What scripts/gpu-check does, in the order that matters most if time runs out, and the JSON it writes:
 -- bench/results/gpu-DEVICE-DATE.json with { gpu, driver, specs, sanitizer, determinism, first_step, cpu_start, bench,
--- peers, ratios, seconds, skipped }. It is written anew after each part, and beside it, to the same name with .log, all
--- that the commands printed. The exit code is 0 if all that ran is as it should be.
+-- peers, ratios, amx, seconds, skipped }. It is written anew after each part, and beside it, to the same name with
+-- .log, all that the commands printed. The exit code is 0 if all that ran is as it should be.
 local lm = require "lumuon"
 local lib = require "lumuon.lib"
 local clock = require "lumuon.clock"
@@ -302,6 +302,27 @@ local function ratios()
   return list, table.concat(text, "  ")
 end
 
+--- Muon's products on the machine's CPU, where that has AMX: no machine without a GPU at hand has.
+local function amx()
+  if not ffi.string(C.lm_cpu_features()):find("amx_bf16", 1, true) then return nil, "the CPU has no AMX" end
+  local code, text = shell(lumuon .. " test --filter=amx_bf16 spec/muon_paths_spec.lua", 60)
+  expect(code == 0, "specs of AMX: exit code %d\n%s", code, last_lines(text, 30))
+  local figures, said = { specs = last_lines(text, 1) }, {}
+  for _, shape in ipairs { "48,768,768", "12,3072,768", "12,768,3072" } do
+    for _, path in ipairs { "auto", "written" } do
+      local json = folder .. "/amx.json"
+      code, text = shell(("%s bench optim --shape=%s --precision=bf16 --path=%s --json=%s"):format(lumuon,
+        o.quick and "1,64,64" or shape, path, json), 40)
+      if code ~= 0 then error(("bench optim: exit code %d\n%s"):format(code, last_lines(text, 12)), 0) end
+      local run = decode(read(json))
+      figures[shape .. " " .. path] = { group = run.groups[1], limits = run.limits, threads = run.threads }
+      said[#said + 1] = ("%s %.1f ms, %.0f%%"):format(run.groups[1].path, run.groups[1].ms,
+        100 * run.groups[1].limit_share)
+    end
+  end
+  return figures, table.concat(said, "; ")
+end
+
 -- ---- all of it -----------------------------------------------------------------------------------------------
 
 result.machine = report.machine()
@@ -317,6 +338,7 @@ part("cpu_start", 5, cpu_start)
 part("bench", 20, bench)
 part("peers", 30, peers)
 part("ratios", 0, ratios)
+part("amx", 30, amx)
 part("sanitizer", 20, sanitizer)
 
 save()

@@ -241,7 +241,7 @@ describe("the rendezvous", function()
     r = none_ended_well(script(3, "collectives", {}, { env = function(rank)
       return by_file() .. (rank == 2 and " RANK=1" or "")
     end }))
-    assert.matches("two processes say that they are rank 1 of 3", r.err)
+    assert.matches("rank 1: [^\n]-%d: rendezvous: two processes say that they are rank 1 of 3", r.err)
   end)
 
   it("turns strangers away, and the job goes on", function()

@@ -374,6 +374,12 @@ static int wait_for_all(host *h, double deadline) {
   }
 }
 
+/* The last error's words without the name of what failed, which who hears them puts before them. */
+static const char *unnamed_error(void) {
+  const char *message = lm_last_error(), *name = "rendezvous: ";
+  return strncmp(message, name, strlen(name)) == 0 ? message + strlen(name) : message;
+}
+
 static int serve(const lm__rendezvous *r, const meeting_point *at, const void *blob, lm__peer *all,
                  int *held, double deadline) {
   host h = {.r = r, .at = *at, .all = all};
@@ -401,7 +407,7 @@ static int serve(const lm__rendezvous *r, const meeting_point *at, const void *b
   if (status == LM_OK) status = wait_for_all(&h, deadline);
   for (int i = 1; h.members && h.guests && i < r->world_size; i++) {
     if (h.members[i] < 0) continue;
-    answer(h.members[i], status ? WRONG : READY, r->world_size, status ? lm_last_error() : "");
+    answer(h.members[i], status ? WRONG : READY, r->world_size, status ? unnamed_error() : "");
     if (status == LM_OK)
       (void)lm__net_send(h.members[i], all, (size_t)r->world_size * sizeof *all, deadline);
     if (status == LM_OK)
