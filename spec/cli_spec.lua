@@ -336,6 +336,9 @@ describe("the process", function()
   end)
 
   it("are as many where OpenMP binds them to cores", function()
+    if command.read("/proc/self/maps"):find("/libomp%.so") then
+      pending("clang's OpenMP runs beside oneDNN's, libgomp, which has bound the first thread before it")
+    end
     local function threads(environment)
       local r = command.shell(("env -u OMP_NUM_THREADS -u GOMP_SPINCOUNT %s %s info"):format(environment,
         command.lumuon))
