@@ -186,10 +186,10 @@ local function sanitizer()
   local program = has("compute-sanitizer") and "compute-sanitizer" or "/usr/local/cuda/bin/compute-sanitizer"
   if not has(program) then return nil, "compute-sanitizer is not installed" end
   local training = TRAIN .. "--steps=1 --dtype=bf16"
-  local function symmetric(kernel) return ("test --tags=gpu --filter=%s spec/gpu_spec.lua"):format(quoted(kernel)) end
+  local symmetric = ("test --tags=gpu --filter=%s spec/gpu_spec.lua"):format(quoted("#gpu: symmetric "))
   for _, case in ipairs { { "memcheck", "memcheck", training, 90 }, { "racecheck", "racecheck", training, 120 },
-    { "memcheck of symmetric products", "memcheck", symmetric("#gpu: symmetric "), 60 },
-    { "racecheck of symmetric products", "racecheck", symmetric("#gpu: symmetric "), 60 } } do
+    { "memcheck of symmetric products", "memcheck", symmetric, 60 },
+    { "racecheck of symmetric products", "racecheck", symmetric, 60 } } do
     local what, tool, command, most = unpack(case)
     if left() < 15 then
       found[what] = { skipped = "no time" }

@@ -17,12 +17,12 @@ static bool load_from(const char *file, take_fn take) {
   return false;
 }
 
-/* The first good one of the files that a pattern matches. */
-static bool load_matching(const char *folder, const char *file, take_fn take) {
+/* The first good one of the files that root, folder and name match, as a pattern. */
+static bool load_matching(const char *root, const char *folder, const char *file, take_fn take) {
   char pattern[2048];
   glob_t found;
   bool loaded = false;
-  const int length = snprintf(pattern, sizeof pattern, "%s/%s", folder, file);
+  const int length = snprintf(pattern, sizeof pattern, "%s%s/%s", root, folder, file);
   if (length < 0 || (size_t)length >= sizeof pattern || glob(pattern, 0, NULL, &found) != 0)
     return false;
   for (size_t i = 0; i < found.gl_pathc && !loaded; i++)
@@ -31,17 +31,11 @@ static bool load_matching(const char *folder, const char *file, take_fn take) {
   return loaded;
 }
 
-static bool load_below(const char *root, const char *folder, const char *file, take_fn take) {
-  char path[1536];
-  const int length = snprintf(path, sizeof path, "%s%s", root, folder);
-  return length >= 0 && (size_t)length < sizeof path && load_matching(path, file, take);
-}
-
 static bool in_toolkit(const char *root, const lm__library *l, take_fn take) {
   static const char *const folders[] = {"/lib64", "/lib", "/targets/*/lib"};
   if (!root || !*root) return false;
   for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
-    if (load_below(root, folders[i], l->file, take)) return true;
+    if (load_matching(root, folders[i], l->file, take)) return true;
   return false;
 }
 
@@ -51,7 +45,7 @@ static bool in_python(const char *root, const lm__library *l, take_fn take) {
   if (!root || !*root) return false;
   for (const char *const *package = l->packages; *package; package++) {
     (void)snprintf(folder, sizeof folder, "/lib/python3*/*-packages/nvidia/%s/lib", *package);
-    if (load_below(root, folder, l->file, take)) return true;
+    if (load_matching(root, folder, l->file, take)) return true;
   }
   return false;
 }

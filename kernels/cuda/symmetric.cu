@@ -140,18 +140,8 @@ template <bool columns> LM_GLOBAL __launch_bounds__(THREADS, 2) symmetric(lm__sy
         const int col = warp_col + 8 * c + lane % 4 * 2;
         const int64_t i = (row0 + row) * p.m + col0 + col;
         float low = p.alpha * d[r][c][2 * h], high = p.alpha * d[r][c][2 * h + 1];
-        if (row0 + row < p.m && col0 + col < p.m) { /* m is even */
-          if (p.d1) {
-            const uint32_t pair = *reinterpret_cast<const uint32_t *>(p.d1 + i);
-            low += p.beta1 * lm__low_bf16(pair);
-            high += p.beta1 * lm__high_bf16(pair);
-          }
-          if (p.d2) {
-            const uint32_t pair = *reinterpret_cast<const uint32_t *>(p.d2 + i);
-            low += p.beta2 * lm__low_bf16(pair);
-            high += p.beta2 * lm__high_bf16(pair);
-          }
-        }
+        if (row0 + row < p.m && col0 + col < p.m) /* m is even */
+          lm__symmetric_add(p, i, low, high);
         d[r][c][2 * h] = low;
         d[r][c][2 * h + 1] = high;
         *reinterpret_cast<uint32_t *>(memory + row * PITCH + col) = lm__pack_bf16(low, high);

@@ -22,6 +22,20 @@ LM_DEVICE void lm__symmetric_advance(lm__symmetric_args &p, int64_t matrix) {
   if (p.d2) p.d2 += matrix * p.m * p.m;
 }
 
+/* Elements i and i + 1 of beta1 d1 + beta2 d2, added to a pair of results. */
+LM_DEVICE void lm__symmetric_add(const lm__symmetric_args &p, int64_t i, float &low, float &high) {
+  if (p.d1) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t *>(p.d1 + i);
+    low += p.beta1 * lm__low_bf16(pair);
+    high += p.beta1 * lm__high_bf16(pair);
+  }
+  if (p.d2) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t *>(p.d2 + i);
+    low += p.beta2 * lm__low_bf16(pair);
+    high += p.beta2 * lm__high_bf16(pair);
+  }
+}
+
 /* `count` matrices, at most 65535: by mma.sync (symmetric.cu), by wgmma (symmetric_wgmma.cu). */
 int lm__symmetric_mma(const char *op, const lm__symmetric_args &args, bool columns, unsigned count);
 int lm__symmetric_wgmma(const char *op, const lm__symmetric_args &args, bool columns,

@@ -115,18 +115,8 @@ template <bool columns> LM_DEVICE void compute(lm__symmetric_args p, char *memor
       const int row = warp_row + 8 * h, col = 8 * j + lane % 4 * 2;
       const int64_t i = (row0 + row) * p.m + col0 + col;
       float low = p.alpha * d[4 * j + 2 * h], high = p.alpha * d[4 * j + 2 * h + 1];
-      if (row0 + row < p.m && col0 + col < p.m) { /* m is even */
-        if (p.d1) {
-          const uint32_t pair = *reinterpret_cast<const uint32_t *>(p.d1 + i);
-          low += p.beta1 * lm__low_bf16(pair);
-          high += p.beta1 * lm__high_bf16(pair);
-        }
-        if (p.d2) {
-          const uint32_t pair = *reinterpret_cast<const uint32_t *>(p.d2 + i);
-          low += p.beta2 * lm__low_bf16(pair);
-          high += p.beta2 * lm__high_bf16(pair);
-        }
-      }
+      if (row0 + row < p.m && col0 + col < p.m) /* m is even */
+        lm__symmetric_add(p, i, low, high);
       *reinterpret_cast<uint32_t *>(tile + row * PITCH + col) = lm__pack_bf16(low, high);
       mirror[col * MIRROR_PITCH + row] = lm__from_float<lm_bf16>(low);
       mirror[(col + 1) * MIRROR_PITCH + row] = lm__from_float<lm_bf16>(high);

@@ -1,20 +1,10 @@
 /* What the emulated CUDA promises (docs/cuda.md): a program of checks, one named on the command
  * line. Built with -DLUMUON_CUDA=emulated; spec/emulated_spec.lua runs it. */
-#include <stdio.h>
-#include <stdlib.h>
-
 #include <initializer_list>
 
+#include "check.h"
 #include "cuda/mma.cuh"
 #include "cuda/reduce.cuh"
-
-#define CHECK(condition)                                                                           \
-  do {                                                                                             \
-    if (!(condition)) {                                                                            \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                      \
-      exit(1);                                                                                     \
-    }                                                                                              \
-  } while (0)
 
 namespace {
 
@@ -356,10 +346,7 @@ void check_misuse() {
     }
 }
 
-const struct {
-  const char *name;
-  void (*run)();
-} checks[] = {
+const named_check checks[] = {
     {"together", check_together},   {"product", check_product},
     {"pipeline", check_pipeline},   {"beyond", check_beyond},
     {"freed", check_freed},         {"host_pointer", check_host_pointer},
@@ -372,12 +359,4 @@ const struct {
 };
 } // namespace
 
-int main(int argc, char **argv) {
-  for (const auto &check : checks)
-    if (argc == 2 && strcmp(argv[1], check.name) == 0) {
-      check.run();
-      return 0;
-    }
-  fprintf(stderr, "usage: emulated_checks NAME\n");
-  return 2;
-}
+int main(int argc, char **argv) { return run_named(checks, argc, argv); }

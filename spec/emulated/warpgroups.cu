@@ -1,16 +1,6 @@
 /* What the emulated CUDA promises of wgmma (docs/cuda.md): checks like those of checks.cu. */
-#include <stdio.h>
-#include <stdlib.h>
-
+#include "check.h"
 #include "cuda/wgmma.cuh"
-
-#define CHECK(condition)                                                                           \
-  do {                                                                                             \
-    if (!(condition)) {                                                                            \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                      \
-      exit(1);                                                                                     \
-    }                                                                                              \
-  } while (0)
 
 namespace {
 enum { M = 64, N = 256, SLAB = 64, BYTES = (M + N) * 128 };
@@ -119,10 +109,7 @@ void early_read() {
   for (int i = 0; i < 128; i++) CHECK(got[i] != got[i]);
 }
 
-const struct {
-  const char *name;
-  void (*run)();
-} checks[] = {
+const named_check checks[] = {
     {"rows", multiplies<false>},
     {"columns", multiplies<true>},
     {"read_early", early_read},
@@ -147,11 +134,5 @@ int main(int argc, char **argv) {
   a = static_cast<lm_bf16 *>(p[1]);
   b = static_cast<lm_bf16 *>(p[2]);
   fill();
-  for (const auto &check : checks)
-    if (argc == 2 && strcmp(argv[1], check.name) == 0) {
-      check.run();
-      return 0;
-    }
-  fprintf(stderr, "usage: emulated_warpgroups NAME\n");
-  return 2;
+  return run_named(checks, argc, argv);
 }
